@@ -1,0 +1,48 @@
+# Plain `make` explains the targets. NIC_PYTHON names a ready environment's python; without it,
+# spark-submit.sh makes .venv from requirements.lock.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help setup test lint format check lock clean
+
+PYTHON := $(or $(NIC_PYTHON),.venv/bin/python)
+SCRIPTS := spark-submit.sh .ci/run
+
+help:  ## explain these targets
+	@echo "make TARGET, where TARGET is"
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup:  ## make the environment .venv, or bring it up to requirements.lock
+	@./spark-submit.sh --setup
+
+test: setup  ## run the tests; ARGS="-k cluster" selects some
+	"$(PYTHON)" -m pytest $(ARGS)
+
+lint: setup  ## ruff, mypy and shellcheck, changing nothing
+	"$(PYTHON)" -m ruff check .
+	"$(PYTHON)" -m ruff format --check .
+	"$(PYTHON)" -m mypy
+	@checker="$$(dirname "$$(command -v "$(PYTHON)")")/shellcheck"; \
+	if [[ -x $$checker ]]; then echo "shellcheck $(SCRIPTS)"; "$$checker" $(SCRIPTS); \
+	else echo "shellcheck: no package for this machine, left out"; fi
+
+format: setup  ## let ruff format the code and fix what it can
+	"$(PYTHON)" -m ruff format .
+	"$(PYTHON)" -m ruff check --fix .
+
+check: lint test  ## all that must pass before a change goes in
+
+# Keeps the pins that still satisfy pyproject.toml; `make lock UPGRADE=1` takes the newest of everything.
+lock: setup  ## resolve pyproject.toml into requirements.lock
+	"$(PYTHON)" -m uv pip compile pyproject.toml --quiet --universal --python-version 3.11 \
+	    --extra weights --extra dev --generate-hashes --no-annotate --no-header \
+	    --no-emit-index-url --no-emit-find-links $(if $(UPGRADE),--upgrade) \
+	    --output-file requirements.lock > /dev/null
+	@printf '%s\n' \
+	    '# The environment, pinned and hashed: spark-submit.sh installs it, and `pip install -r requirements.lock` does.' \
+	    '# Made from the ranges in pyproject.toml by: make lock' \
+	    | cat - requirements.lock > build/requirements.lock
+	@mv build/requirements.lock requirements.lock
+
+clean:  ## remove what runs and tools leave behind; the environment and the outputs stay
+	rm -rf build dist spark-warehouse metastore_db derby.log .mypy_cache .ruff_cache .pytest_cache *.egg-info
+	find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +

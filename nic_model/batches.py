@@ -1,0 +1,78 @@
+"""Training data as tensors: views of images, and their captions as padded tokens."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from nic_model import images
+from nic_model.datasets import Example
+from nic_model.vocabulary import PAD, Vocabulary
+
+# A mirrored photograph makes a caption with one of these false.
+SIDES = frozenset({"left", "right"})
+
+
+class ImageViews(Dataset[torch.Tensor]):
+    """uint8 pixels (3, S, S) of each example: as they are where `view` is 0, else augmented by `seed` and `view`.
+
+    A view depends on nothing but (seed, view, index): the number of workers and interruptions change nothing.
+    Raises ValueError, naming the example, for an image that cannot be decoded.
+    """
+
+    def __init__(self, examples: Sequence[Example], size: int, seed: int = 0, view: int = 0) -> None:
+        self.examples, self.size, self.seed, self.view = examples, size, seed, view
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        example = self.examples[index]
+        try:
+            image, _, _ = images.open_rgb(example.read(), self.size)
+        except images.ImageError as error:
+            raise ValueError(f"training image {example.image_id}: {error}") from None
+        if self.view == 0:
+            return torch.from_numpy(images.resize(image, self.size))
+        rng = np.random.default_rng((self.seed, self.view, index))
+        return torch.from_numpy(images.augment(image, self.size, rng, flip=not names_a_side(example.captions)))
+
+
+def names_a_side(captions: Sequence[str]) -> bool:
+    """Whether a caption says left or right."""
+    return any(word in SIDES for caption in captions for word in caption.lower().replace("-", " ").split())
+
+
+class Tokens:
+    """The captions of all examples, encoded once."""
+
+    def __init__(self, examples: Sequence[Example], vocabulary: Vocabulary, max_tokens: int) -> None:
+        self._rows = [[vocabulary.encode(c, max_tokens) for c in example.captions] for example in examples]
+
+    def batch(self, indices: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """All captions of the examples `indices`, an example's next to each other.
+
+        Returns tokens (B, T) int64 padded with <pad>, their lengths (B,), and how many captions each example has.
+        """
+        rows = [row for index in indices for row in self._rows[index]]
+        lengths = torch.tensor([len(row) for row in rows])
+        tokens = torch.full((len(rows), int(lengths.max())), PAD)
+        for at, row in enumerate(rows):
+            tokens[at, : len(row)] = torch.tensor(row)
+        return tokens, lengths, torch.tensor([len(self._rows[index]) for index in indices])
+
+
+def shuffled(n: int, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+    """All of range(n) in batches, in an order fixed by `seed` and `epoch`. A last batch of one joins the one before:
+    batch norm learns nothing from one image."""
+    order = np.random.default_rng((seed, epoch)).permutation(n).tolist()
+    batches = [order[start : start + batch_size] for start in range(0, n, batch_size)]
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        batches[-2] += batches.pop()
+    return batches
+
+
+def load_views(views: ImageViews, batches: list[list[int]], workers: int) -> Iterator[torch.Tensor]:
+    """Pixels (B, 3, S, S) of each of `batches`, decoded ahead by `workers` processes."""
+    yield from DataLoader(views, batch_sampler=batches, num_workers=workers, pin_memory=torch.cuda.is_available())

@@ -1,0 +1,111 @@
+"""Encoded images in, captions out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from nic_model.checkpoint import ModelFiles
+from nic_model.config import DEVICES, PRECISIONS, DecodeConfig
+from nic_model.images import MAX_PIXELS, ImageError, Pixels, decode
+from nic_model.search import Hypothesis, beam_search
+from nic_model.vocabulary import sentence
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A captioned image: its size in pixels, upright; `log_prob` is ln p(caption | image), its end included."""
+
+    text: str
+    log_prob: float
+    width: int
+    height: int
+    alternatives: list[tuple[str, float]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An image that could not be captioned: `status` as in the captions table, and why."""
+
+    status: str
+    message: str
+
+
+class Captioner:
+    """A model on a device, with decoding settings."""
+
+    def __init__(
+        self,
+        files: ModelFiles,
+        decode_config: DecodeConfig | None = None,
+        device: str = "auto",
+        precision: str = "auto",
+        batch_size: int = 32,
+    ) -> None:
+        """Without `decode_config`, the model's own defaults. Raises ValueError for settings that cannot be met."""
+        if precision not in PRECISIONS:
+            raise ValueError(f"--precision {precision}: allowed are {', '.join(PRECISIONS)}")
+        self.model_id = files.model_id
+        self.decode_config = decode_config or files.settings()[1]
+        self.batch_size = batch_size
+        self.device = pick_device(device)
+        # On a CPU bf16 changes a caption in fifty, so it is for who asks; a GPU is slow without it.
+        self.bf16 = precision == "bf16" or (precision == "auto" and self.device.type == "cuda")
+        self._model = files.build().to(self.device)
+
+    @classmethod
+    def load(cls, directory: Path, **options: object) -> "Captioner":
+        """From a model directory, with the options of the constructor. Raises ValueError."""
+        return cls(ModelFiles.read(Path(directory)), **options)  # type: ignore[arg-type]
+
+    def caption(self, contents: Sequence[bytes | Failure]) -> list[Caption | Failure]:
+        """A caption, or a failure, for each encoded image, in their order. What is a failure already stays one."""
+        results: list[Caption | Failure | None] = [None] * len(contents)
+        size = self._model.config.image_size
+        batch: list[tuple[int, Pixels]] = []
+        for index, content in enumerate(contents):
+            if isinstance(content, Failure):
+                results[index] = content
+                continue
+            try:
+                batch.append((index, decode(content, size, MAX_PIXELS)))
+            except ImageError as error:
+                results[index] = Failure(error.status, str(error))
+            if len(batch) == self.batch_size:
+                self._caption_batch(batch, results)
+                batch = []
+        self._caption_batch(batch, results)
+        return [result for result in results if result is not None]
+
+    def _caption_batch(self, batch: list[tuple[int, Pixels]], results: list[Caption | Failure | None]) -> None:
+        if not batch:
+            return
+        found = self.search(torch.from_numpy(np.stack([pixels.rgb for _, pixels in batch])))
+        for (index, pixels), hypotheses in zip(batch, found, strict=True):
+            (text, log_prob), *others = [(self._text(h), h.log_prob) for h in hypotheses]
+            results[index] = Caption(text, log_prob, pixels.width, pixels.height, others)
+
+    @torch.inference_mode()
+    def search(self, pixels: torch.Tensor) -> list[list[Hypothesis]]:
+        """Best hypotheses of each of `pixels`, uint8 (B, 3, S, S)."""
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+            features = self._model.encoder(pixels.to(self.device))
+            return beam_search(self._model.decoder, features, self.decode_config)
+
+    def _text(self, hypothesis: Hypothesis) -> str:
+        return sentence(self._model.vocabulary.decode(hypothesis.tokens))
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of `--device`: auto is the GPU where there is one. Raises ValueError where a GPU is asked for and
+    there is none."""
+    kind, _, index = name.partition(":")
+    if kind not in DEVICES or (index and not index.isdigit()):
+        raise ValueError(f"--device {name}: allowed are {', '.join(DEVICES)}, or cuda:N")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"--device {name}: torch {torch.__version__} finds no CUDA GPU here; use --device cpu")
+    if kind == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)

