@@ -118,10 +118,9 @@ wanted_stamp() {
 is_ready() { [[ -f $stamp && $(cat "$stamp") == "$(wanted_stamp)" ]]; }
 
 with_clock() { # runs a command; on a terminal, seconds tick meanwhile
-    local clock='' status=0
+    local clock='' status=0 begun=$SECONDS
     if [[ -t 2 ]]; then
-        SECONDS=0
-        (while sleep 1 && kill -0 $$ 2>/dev/null; do printf '\r  %d s ' "$SECONDS" >&2; done) &
+        (while sleep 1 && kill -0 $$ 2>/dev/null; do printf '\r  %d s ' "$((SECONDS - begun))" >&2; done) &
         clock=$!
     fi
     "$@" || status=$?
@@ -312,13 +311,13 @@ while (($#)); do
     esac
 done
 
-if [[ -n $job && $job != *://* && $job != /* ]]; then
-    if [[ ! -f $job && -f $root/$job ]]; then
+if [[ -n $job ]]; then
+    if [[ $job != /* && ! -f $job && -f $root/$job ]]; then
         job=$root/$job
-    elif [[ ! -f $job ]]; then
+    elif [[ $job != *:/* && ! -f $job ]]; then # s3://bucket/job.py and the like are for Spark to find
         fail "no such job: $job (looked here and in $root)"
     fi
-elif [[ -z $job && -z $setting_up ]]; then
+elif [[ -z $setting_up ]]; then
     case " ${options[*]-} " in
     *' --version '* | *' --status'* | *' --kill'*) ;;
     *) fail 'no job given; ./spark-submit.sh --help shows how' ;;

@@ -73,6 +73,9 @@ def shuffled(n: int, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
     return batches
 
 
-def load_views(views: ImageViews, batches: list[list[int]], workers: int) -> Iterator[torch.Tensor]:
-    """Pixels (B, 3, S, S) of each of `batches`, decoded ahead by `workers` processes."""
-    yield from DataLoader(views, batch_sampler=batches, num_workers=workers, pin_memory=torch.cuda.is_available())
+def load_views(
+    views: Dataset[torch.Tensor] | torch.Tensor, batches: list[list[int]], workers: int
+) -> Iterator[torch.Tensor]:
+    """The items of each of `batches`, stacked; made ahead by `workers` processes, or here where that is 0."""
+    pin = torch.cuda.is_available()
+    yield from DataLoader(views, batch_sampler=batches, num_workers=workers, pin_memory=pin)  # type: ignore[arg-type]

@@ -76,7 +76,12 @@ class TrainConfig(Config):
     min_count: int = option(4, "words seen less often in the training captions become <unk>", least=1)
     frozen_epochs: int = option(12, "epochs with the encoder frozen (its features are computed once)", least=0)
     fine_tune_epochs: int = option(0, "epochs, after those, that train the encoder too", least=0)
-    fine_tune_stages: int = option(5, "how many of the encoder's last stages are fine-tuned; 0: all", least=0)
+    fine_tune_stages: int = option(
+        0,
+        "how many of the encoder's last stages fine-tuning trains, on the earlier ones' output, computed once, which"
+        " a CPU needs; 0: all, from freshly augmented pixels",
+        least=0,
+    )
     batch_size: int = option(32, "images a step, each with all of its captions", least=2)
     learning_rate: float = option(1e-3, "Adam's highest learning rate while the encoder is frozen", least=0)
     fine_tune_learning_rate: float = option(2e-4, "highest learning rate of the decoder in fine-tuning", least=0)
@@ -85,7 +90,9 @@ class TrainConfig(Config):
     label_smoothing: float = option(0.1, "probability mass spread over all words", least=0)
     gradient_norm: float = option(5.0, "gradients are scaled down to this norm", least=0)
     average: float = option(0.995, "decay of the running average of the weights, which is the model kept", least=0)
-    views: int = option(4, "augmented views of each training image cached for the frozen phase", least=1)
+    views: int = option(
+        3, "views of each training image, all but one augmented, that frozen stages are computed for", least=1
+    )
     max_tokens: int = option(24, "words of a training caption beyond this many are cut", least=1)
     workers: int = option(0, "processes that decode images while fine-tuning", least=0)
     device: str = option("auto", "where to train", choices=DEVICES)

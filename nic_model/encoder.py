@@ -2,8 +2,6 @@
 
 import importlib
 import logging
-import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import timm
@@ -11,6 +9,7 @@ import torch
 import torchvision
 from safetensors.torch import load_file
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models.efficientnet import EfficientNet
 from torch import nn
 
 from nic_model.config import ModelConfig
@@ -30,8 +29,10 @@ PACKAGED_MEAN, PACKAGED_STD = (0.498, 0.498, 0.498), (0.502, 0.502, 0.502)
 
 
 class Encoder(nn.Module):
-    """A classifier without its last layer. `output_size` is D. Its batch norm always uses the stored statistics:
-    batches of fine-tuning are too small for better ones."""
+    """A classifier without its last layer. `output_size` is D.
+
+    Its batch norm always uses the stored statistics: batches of fine-tuning are too small for better ones.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         """Random weights. Raises ValueError for a name that neither torchvision's ResNets nor timm know."""
@@ -59,6 +60,30 @@ class Encoder(nn.Module):
         features: torch.Tensor = self.backbone(normalise(pixels, self.config.mean, self.config.std))
         return features
 
+    def lower(self, pixels: torch.Tensor, upper_stages: int) -> torch.Tensor:
+        """Like forward, but stops before the last `upper_stages` stages: their input (B, C, h, w)."""
+        hidden = normalise(pixels, self.config.mean, self.config.std)
+        for stage in self._stages(upper_stages)[:-upper_stages]:
+            hidden = stage(hidden)
+        return hidden
+
+    def upper(self, hidden: torch.Tensor, upper_stages: int) -> torch.Tensor:
+        """What `lower` left out: upper(lower(pixels, n), n) is forward(pixels)."""
+        for stage in self._stages(upper_stages)[-upper_stages:]:
+            hidden = stage(hidden)
+        return hidden
+
+    def convolutions(self, upper_stages: int = 0) -> list[nn.Parameter]:
+        """The parameters, but those of batch norm, of the last `upper_stages` stages; 0: of all."""
+        stages = self._stages(upper_stages)[-upper_stages:] if upper_stages else [self.backbone]
+        return [
+            parameter
+            for stage in stages
+            for module in stage.modules()
+            if not isinstance(module, nn.modules.batchnorm._BatchNorm)
+            for parameter in module.parameters(recurse=False)
+        ]
+
     def train(self, mode: bool = True) -> "Encoder":
         super().train(mode)
         for module in self.modules():
@@ -66,20 +91,22 @@ class Encoder(nn.Module):
                 module.eval()
         return self
 
-    def stages(self) -> dict[str, list[nn.Parameter]]:
-        """Parameters but those of batch norm, by stage (stem, blocks, head), in the order of the forward pass."""
-        stages: dict[str, list[nn.Parameter]] = {}
-        for name, parameter in self._convolutions():
-            stage = re.match(r"(?:blocks|stages|layers)\.\d+|\w+", name)
-            assert stage is not None
-            stages.setdefault(stage.group(), []).append(parameter)
+    def _stages(self, upper_stages: int) -> list[nn.Sequential]:
+        """The backbone cut into what it does one after the other. Raises ValueError where that is not known."""
+        net = self.backbone
+        if isinstance(net, torchvision.models.ResNet):
+            stem = [net.conv1, net.bn1, net.relu, net.maxpool]
+            body, head = [net.layer1, net.layer2, net.layer3, net.layer4], [net.avgpool, nn.Flatten()]
+        elif isinstance(net, EfficientNet):
+            stem, body, head = [net.conv_stem, net.bn1], list(net.blocks), [net.conv_head, net.bn2, net.global_pool]
+        else:
+            raise ValueError(
+                f"--fine-tune-stages {upper_stages}: {self.config.encoder} can only be fine-tuned whole, 0"
+            )
+        stages = [nn.Sequential(*stem), *body, nn.Sequential(*head)]
+        if upper_stages >= len(stages):
+            raise ValueError(f"--fine-tune-stages {upper_stages}: {self.config.encoder} has {len(stages)}; 0 means all")
         return stages
-
-    def _convolutions(self) -> Iterator[tuple[str, nn.Parameter]]:
-        for prefix, module in self.backbone.named_modules():
-            if not isinstance(module, nn.modules.batchnorm._BatchNorm):
-                for name, parameter in module.named_parameters(recurse=False):
-                    yield f"{prefix}.{name}", parameter
 
 
 def load_pretrained(encoder: Encoder, file: Path | None = None) -> Encoder:

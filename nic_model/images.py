@@ -15,7 +15,7 @@ MAX_PIXELS = 105_000_000
 
 # Formats that people caption. Pillow knows some forty more, several of them rarely used code that parses hostile
 # bytes, or programs in disguise (EPS runs Ghostscript).
-FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "MPO")
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF")
 
 
 class ImageError(ValueError):

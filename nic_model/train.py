@@ -14,13 +14,15 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import Dataset
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -44,6 +46,8 @@ from nic_model.search import beam_search
 from nic_model.vocabulary import Vocabulary, sentence
 
 logger = logging.getLogger("nic_model.train")
+
+Encode = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Training:
@@ -77,6 +81,7 @@ class Training:
         assert isinstance(self.average.module, CaptionModel)
         self.averaged = self.average.module
         self.history: list[dict[str, float]] = []
+        self._cache: dict[str, torch.Tensor] = {}
 
     def run(self) -> None:
         """Trains from where the last interruption left it to the end."""
@@ -103,26 +108,36 @@ class Training:
 
     def _epoch(self, epoch: int) -> float:
         """One pass over the training images, all captions of each. Returns the mean loss of a word."""
-        fine_tune = epoch >= self.config.frozen_epochs
-        torch.manual_seed(hash((self.config.seed, epoch)) % 2**63)  # dropout repeats after a resume
-        batches = shuffled(len(self.train), self.config.batch_size, self.config.seed, epoch)
-        inputs = self._pixels(epoch, batches) if fine_tune else self._cached(epoch, batches)
+        config, fine_tune = self.config, epoch >= self.config.frozen_epochs
+        torch.manual_seed(hash((config.seed, epoch)) % 2**63)  # dropout repeats after a resume
+        batches = shuffled(len(self.train), config.batch_size, config.seed, epoch)
+        encoder = self.model.encoder
+        encode: Encode | None = None
+        if not fine_tune:
+            inputs = self._cached(self._pooled(), epoch, batches)
+        elif config.fine_tune_stages:
+            inputs = self._cached(self._hidden(), epoch, batches)
+            encode = partial(encoder.upper, upper_stages=config.fine_tune_stages)
+        else:
+            views = ImageViews(self.train, self.model.config.image_size, config.seed, view=epoch + 1)
+            inputs, encode = load_views(views, batches, config.workers), encoder
         self.model.train()
         total, count = 0.0, 0
         name = f"epoch {epoch + 1} {'fine-tuning' if fine_tune else 'frozen encoder'}"
         with tqdm(total=len(self.train), desc=name, unit="image", leave=False, mininterval=1) as progress:
             for indices, batch in zip(batches, inputs, strict=True):
-                loss, n_words = self._step(indices, batch.to(self.device, non_blocking=True), fine_tune)
+                loss, n_words = self._step(indices, batch.to(self.device, non_blocking=True), encode)
                 total, count = total + loss * n_words, count + n_words
                 progress.set_postfix(loss=f"{total / count:.3f}", refresh=False)
                 progress.update(len(indices))
         return total / count
 
-    def _step(self, indices: list[int], inputs: torch.Tensor, fine_tune: bool) -> tuple[float, int]:
+    def _step(self, indices: list[int], inputs: torch.Tensor, encode: Encode | None) -> tuple[float, int]:
+        """One update from `inputs`: features (B, D), or what `encode` makes them of. Returns loss and words."""
         tokens, lengths, captions_of = self.tokens.batch(indices)
         decoder = self.model.decoder
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-            features = self.model.encoder(inputs) if fine_tune else inputs
+            features = encode(inputs) if encode else inputs
             # The five captions of an image share one encoding.
             features = features.repeat_interleave(captions_of.to(self.device), dim=0)
             logits = decoder(features, tokens.to(self.device), lengths)
@@ -136,53 +151,66 @@ class Training:
         self.average.update_parameters(self.model)
         return loss.item(), len(targets)
 
-    def _cached(self, epoch: int, batches: list[list[int]]) -> Iterator[torch.Tensor]:
-        """Features of a random one of the cached views of each image."""
-        features = self._training_features()
+    def _cached(self, views: torch.Tensor, epoch: int, batches: list[list[int]]) -> Iterator[torch.Tensor]:
+        """Of `views` (N, V, ...) a random one of each image."""
         pick = torch.Generator().manual_seed(hash((self.config.seed, epoch)) % 2**63)
         for indices in batches:
-            view = torch.randint(features.shape[1], (len(indices),), generator=pick)
-            yield features[torch.tensor(indices), view].float()
+            view = torch.randint(views.shape[1], (len(indices),), generator=pick)
+            batch = views[torch.tensor(indices), view].float()
+            yield batch.contiguous(memory_format=torch.channels_last) if batch.dim() == 4 else batch
 
-    def _pixels(self, epoch: int, batches: list[list[int]]) -> Iterator[torch.Tensor]:
-        views = ImageViews(self.train, self.model.config.image_size, self.config.seed, view=epoch + 1)
-        return load_views(views, batches, self.config.workers)
+    def _hidden(self) -> torch.Tensor:
+        """What goes into the stages that fine-tuning trains, float16 (N, views, C, h, w)."""
+        stages = self.config.fine_tune_stages
+        lower = partial(self.averaged.encoder.lower, upper_stages=stages)
+        return self._computed_once(f"stages_{stages}", lambda view: self._encode(self._views(view), lower))
 
-    def _training_features(self) -> torch.Tensor:
-        """float16 (N, views, D) of the frozen encoder: computed once, kept on disk for a resumed training."""
-        if not hasattr(self, "_features"):
-            size, seed = self.model.config.image_size, self.config.seed
-            file = self.state_dir / "features.pt"
-            if file.exists():
-                self._features: torch.Tensor = torch.load(file, weights_only=True)
-            else:
-                views = [ImageViews(self.train, size, seed, view) for view in range(self.config.views)]
-                self._features = torch.stack([self._encode(v, "training images").half() for v in views], dim=1)
-                _save_atomically(self._features, file)
-        return self._features
+    def _pooled(self) -> torch.Tensor:
+        """What comes out of the frozen encoder, float16 (N, views, D)."""
+        stages = self.config.fine_tune_stages
+        if not stages:
+            return self._computed_once("features", lambda view: self._encode(self._views(view), self.averaged.encoder))
+        hidden, encoder = self._hidden(), self.averaged.encoder
+        return self._computed_once(
+            "features", lambda view: self._encode(hidden[:, view], lambda batch: encoder.upper(batch.float(), stages))
+        )
 
-    def _encode(self, views: ImageViews, what: str) -> torch.Tensor:
-        """Features of all `views` by the average of the encoder, on the CPU."""
-        batches = [list(range(at, min(at + 64, len(views)))) for at in range(0, len(views), 64)]
-        encoder, parts = self.averaged.encoder.eval(), []
+    def _views(self, view: int) -> ImageViews:
+        return ImageViews(self.train, self.model.config.image_size, self.config.seed, view)
+
+    def _computed_once(self, name: str, compute: Callable[[int], torch.Tensor]) -> torch.Tensor:
+        """`compute` of each view, in memory and, for a resumed training, on disk."""
+        if name not in self._cache:
+            file = self.state_dir / f"{name}.pt"
+            if not file.exists():
+                _save_atomically(torch.stack([compute(view) for view in range(self.config.views)], dim=1), file)
+            self._cache[name] = torch.load(file, weights_only=True, mmap=True)
+        return self._cache[name]
+
+    def _encode(self, inputs: Dataset[torch.Tensor] | torch.Tensor, encode: Encode) -> torch.Tensor:
+        """`encode` of all `inputs` in order, float16 on the CPU."""
+        n = len(inputs)  # type: ignore[arg-type]
+        batches, parts = [list(range(at, min(at + 64, n))) for at in range(0, n, 64)], []
+        self.averaged.eval()
         with (
             torch.inference_mode(),
-            torch.autocast(self.device.type, dtype=torch.bfloat16),  # as exact as float16 storage, and faster
-            tqdm(total=len(views), desc=f"encoding {what}", unit="image", leave=False, mininterval=1) as progress,
+            tqdm(total=n, desc="encoding", unit="image", leave=False, mininterval=1) as progress,
         ):
-            for batch in load_views(views, batches, self.config.workers):
-                parts.append(encoder(batch.to(self.device)).float().cpu())
+            for batch in load_views(inputs, batches, self.config.workers):
+                with torch.autocast(self.device.type, dtype=torch.bfloat16):  # as exact as what is kept, and faster
+                    parts.append(encode(batch.to(self.device)).half().cpu())
                 progress.update(len(batch))
         return torch.cat(parts).clone()
 
     def _score(self) -> dict[str, float]:
         """BLEU-1 to 4 (0 to 100) of the averaged model on the dev images."""
         fine_tuning = len(self.history) >= self.config.frozen_epochs
-        if fine_tuning or not hasattr(self, "_dev_features"):
-            self._dev_features = self._encode(ImageViews(self.dev, self.model.config.image_size), "dev images")
+        if fine_tuning or "dev" not in self._cache:
+            views = ImageViews(self.dev, self.model.config.image_size)
+            self._cache["dev"] = self._encode(views, self.averaged.encoder)
         decoder = self.averaged.decoder.eval()
         captions = []
-        for features in self._dev_features.split(250):
+        for features in self._cache["dev"].float().split(250):
             found = beam_search(decoder, features.to(self.device), self.decode)
             captions += [sentence(self.model.vocabulary.decode(best.tokens)) for best, *_ in found]
         references = [[tokenize(c) for c in example.captions] for example in self.dev]
@@ -200,8 +228,7 @@ class Training:
         epochs = config.frozen_epochs
         if fine_tune:
             epochs = config.fine_tune_epochs
-            stages = list(model.encoder.stages().values())[-config.fine_tune_stages :]
-            trained = [parameter.requires_grad_(True) for stage in stages for parameter in stage]
+            trained = [p.requires_grad_(True) for p in model.encoder.convolutions(config.fine_tune_stages)]
             groups.append({"params": trained, "lr": config.encoder_learning_rate})
         steps = epochs * len(shuffled(len(self.train), config.batch_size, config.seed, 0))
         rise = max(1, steps // 10)

@@ -114,9 +114,7 @@ def test_each_form_gives_the_same_examples(
         Example("c.jpg", images / "c.jpg", COW),
     ]
     assert examples[0].read() == jpeg("red")
-    assert [record.getMessage() for record in caplog.records] == [
-        f"{path}: left out 1 of 4 without image: d.jpg"
-    ]
+    assert [record.getMessage() for record in caplog.records] == [f"{path}: left out 1 of 4 without image: d.jpg"]
 
 
 def test_parquet_gives_ids_as_they_stand_and_bytes(tmp_path: Path) -> None:
@@ -131,9 +129,7 @@ def parquet(path: Path, rows: list[tuple], schema: pa.Schema | None = None) -> P
         [("image_id", pa.string()), ("content", pa.binary()), ("captions", pa.list_(pa.string()))]
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(
-        pa.Table.from_pylist([dict(zip(schema.names, r, strict=True)) for r in rows], schema), path
-    )
+    pq.write_table(pa.Table.from_pylist([dict(zip(schema.names, r, strict=True)) for r in rows], schema), path)
     return path
 
 
@@ -208,9 +204,7 @@ def test_flickr_split_lists_images_with_or_without_extension(
     assert not caplog.records
 
 
-def test_the_stray_name_of_flickr8k_is_left_out(
-    tmp_path: Path, images: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_stray_name_of_flickr8k_is_left_out(tmp_path: Path, images: Path, caplog: pytest.LogCaptureFixture) -> None:
     stray = "2258277193_586949ec62.jpg.1"
     tokens = write(tmp_path / "Flickr8k.token.txt", TOKENS + "".join(f"{stray}#{i}\tC\n" for i in range(5)))
     assert len(read_flickr(tokens, images)) == 3
@@ -380,9 +374,7 @@ FULL = [("image_id", pa.string()), ("content", pa.binary()), ("captions", pa.lis
         (FULL, (None, b"x", ["C"]), "image_id is null in a row"),
     ],
 )
-def test_parquet_of_another_schema_is_one_clear_line(
-    tmp_path: Path, schema: list, row: tuple, message: str
-) -> None:
+def test_parquet_of_another_schema_is_one_clear_line(tmp_path: Path, schema: list, row: tuple, message: str) -> None:
     path = parquet(tmp_path / "x.parquet", [row], pa.schema(schema))
     refuses(lambda: read_parquet([str(path)]), f"{path}: ")
     refuses(lambda: read_parquet([str(path)]), message)

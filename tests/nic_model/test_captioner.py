@@ -1,0 +1,137 @@
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from nic_model.captioner import Caption, Captioner, Failure, pick_device
+from nic_model.checkpoint import FILES, ModelFiles, save_model
+from nic_model.config import DecodeConfig
+from tests.tiny import tiny_model, tiny_model_directory
+
+
+def photographs(n: int) -> list[bytes]:
+    rng = np.random.default_rng(0)
+    contents = []
+    for _ in range(n):
+        buffer = io.BytesIO()
+        Image.fromarray(rng.integers(0, 255, (2, 3, 3), np.uint8)).resize((90, 60), Image.Resampling.NEAREST).save(
+            buffer, "PNG"
+        )
+        contents.append(buffer.getvalue())
+    return contents
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model_directory(tmp_path_factory.mktemp("models"))
+
+
+@pytest.mark.parametrize("n", [0, 1, 8, 9])
+def test_one_result_for_each_image_in_order(directory: Path, n: int) -> None:
+    """Batches of 0, 1, exactly full, and with a remainder of 1: all as one by one."""
+    contents = photographs(n)
+    results = Captioner.load(directory, batch_size=4).caption(contents)
+    single = Captioner.load(directory, batch_size=1)
+    assert len(results) == n
+    for content, result in zip(contents, results, strict=True):
+        (alone,) = single.caption([content])
+        assert isinstance(result, Caption)
+        assert isinstance(alone, Caption)
+        assert (result.text, result.width, result.height) == (alone.text, 90, 60)
+        assert result.log_prob == pytest.approx(alone.log_prob, abs=1e-4)
+    assert n < 5 or len({result.text for result in results if isinstance(result, Caption)}) > 1
+
+
+def test_bad_images_do_not_move_their_neighbours(directory: Path) -> None:
+    captioner = Captioner.load(directory, batch_size=2)
+    good = photographs(3)
+    gone = Failure("fetch_error", "gone")
+    results = captioner.caption([b"", good[0], gone, good[1], b"text", good[2]])
+    assert [getattr(r, "status", "ok") for r in results] == [
+        "decode_error", "ok", "fetch_error", "ok", "decode_error", "ok",
+    ]  # fmt: skip
+    assert [r for r in results if isinstance(r, Caption)] == captioner.caption(good)
+    assert results[2] is gone
+
+
+def test_alternatives_follow_the_caption(directory: Path) -> None:
+    settings = DecodeConfig(beam_size=3, alternatives=2)
+    for result in Captioner.load(directory, decode_config=settings).caption(photographs(2)):
+        assert isinstance(result, Caption)
+        assert len({result.text, *(text for text, _ in result.alternatives)}) == 3
+
+
+def test_saved_model_is_the_same_model(tmp_path: Path) -> None:
+    model = tiny_model().half().float()  # what half precision keeps
+    save_model(tmp_path / "model", model, DecodeConfig(), {})
+    again = ModelFiles.read(tmp_path / "model").build()
+    pixels = torch.randint(0, 255, (2, 3, 64, 64), dtype=torch.uint8)
+    with torch.inference_mode():
+        assert model.encoder(pixels).equal(again.encoder(pixels))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+
+
+def test_saving_again_replaces_whole_directory(tmp_path: Path) -> None:
+    first = tiny_model_directory(tmp_path)
+    before = ModelFiles.read(first).model_id
+    save_model(first, tiny_model(1), DecodeConfig(), {})
+    assert ModelFiles.read(first).model_id != before
+    assert sorted(path.name for path in first.iterdir()) == sorted(FILES)
+    assert [path.name for path in tmp_path.iterdir()] == [first.name]
+
+
+def test_model_id_is_of_weights_not_of_notes(tmp_path: Path) -> None:
+    model = tiny_model()
+    save_model(tmp_path / "a", model, DecodeConfig(), {"note": 1})
+    save_model(tmp_path / "b", model, DecodeConfig(beam_size=7), {"note": 2})
+    save_model(tmp_path / "c", tiny_model(1), DecodeConfig(), {"note": 1})
+    a, b, c = (ModelFiles.read(tmp_path / name).model_id for name in "abc")
+    assert a == b != c
+    assert len(a) == 16
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("remove", "no such directory"),
+        ("remove weights", r"has no model\.safetensors; a model directory has config\.json, vocabulary\.json"),
+        ("garble config", r"config\.json is not a model's"),
+        ("unknown key", "ModelConfig has no colour"),
+    ],
+)
+def test_bad_model_directories_are_named(tmp_path: Path, damage: str, message: str) -> None:
+    directory = tiny_model_directory(tmp_path)
+    config = directory / "config.json"
+    if damage == "remove":
+        directory = tmp_path / "nothing"
+    elif damage == "remove weights":
+        (directory / "model.safetensors").unlink()
+    elif damage == "garble config":
+        config.write_text("{")
+    else:
+        settings = json.loads(config.read_text())
+        settings["model"]["colour"] = "red"
+        config.write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=message) as error:
+        ModelFiles.read(directory)
+    assert str(directory) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("part", ["weights", "vocabulary"])
+def test_files_that_do_not_fit_together_are_refused(directory: Path, part: str) -> None:
+    files = ModelFiles.read(directory)
+    broken = {"weights": files.weights[:1000], "vocabulary": b'["a", "dog"]'}
+    with pytest.raises(ValueError, match="do not fit together"):
+        ModelFiles(files.config, broken.get("vocabulary", b"") if part == "vocabulary" else files.vocabulary,
+                   broken["weights"] if part == "weights" else files.weights).build()  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["tpu", "cuda:x", "cpu:0:1"])
+def test_unknown_devices_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"--device {name}: allowed are auto, cpu, cuda"):
+        pick_device(name)

@@ -1,0 +1,50 @@
+import argparse
+import json
+import re
+
+import pytest
+
+from nic_model.config import Config, DecodeConfig, ModelConfig, TrainConfig, add_options, given_options
+
+
+@pytest.mark.parametrize("config", [ModelConfig(), TrainConfig(), DecodeConfig(beam_size=5, alternatives=2)])
+def test_json_both_ways(config: Config) -> None:
+    assert type(config).from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize(
+    ("config", "values", "message"),
+    [
+        (DecodeConfig, {"beam_size": 0}, "--beam-size 0: must be at least 1"),
+        (DecodeConfig, {"max_length": 0}, "--max-length 0: must be at least 1"),
+        (DecodeConfig, {"length_penalty": float("nan")}, "--length-penalty nan: must be at least 0"),
+        (DecodeConfig, {"beam_size": 3, "alternatives": 3}, "--alternatives 3: must be below the beam size, 3"),
+        (DecodeConfig, {"beem_size": 3}, "DecodeConfig has no beem_size; it has alternatives, beam_size"),
+        (ModelConfig, {"decoder": "transformer"}, "--decoder transformer: allowed are show_tell"),
+        (ModelConfig, {"dropout": 1.0}, "--dropout 1.0: must be at least 0 and below 1"),
+        (TrainConfig, {"precision": "fp8"}, "--precision fp8: allowed are auto, fp32, bf16"),
+    ],
+)
+def test_bad_values_say_what_is_allowed(config: type[Config], values: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        config.from_dict(values)
+
+
+def test_options_are_the_fields() -> None:
+    parser = argparse.ArgumentParser()
+    add_options(parser, ModelConfig, DecodeConfig)
+    options = parser.parse_args(["--beam-size", "5", "--dropout", "0.25"])
+    assert given_options(options, DecodeConfig) == {"beam_size": 5}
+    assert given_options(options, ModelConfig) == {"dropout": 0.25}
+
+
+def test_decode_id_is_of_every_setting() -> None:
+    base = DecodeConfig(beam_size=4)
+    others = [
+        base.replace(beam_size=5),
+        base.replace(length_penalty=0.5),
+        base.replace(max_length=9),
+        base.replace(alternatives=1),
+    ]
+    assert len({base.decode_id, *(other.decode_id for other in others)}) == 5
+    assert base.decode_id == DecodeConfig(beam_size=4).decode_id

@@ -1,0 +1,152 @@
+"""Decoding: every kind of good image upright and in RGB, every kind of bad one an ImageError."""
+
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from nic_model import images
+from nic_model.images import ImageError, decode
+
+SIZE = 64
+
+
+def picture(width: int = 120, height: int = 80) -> Image.Image:
+    """Red above, blue below; the left half darker."""
+    rgb = np.zeros((height, width, 3), np.uint8)
+    rgb[: height // 2, :, 0] = 240
+    rgb[height // 2 :, :, 2] = 240
+    rgb[:, : width // 2] //= 2
+    return Image.fromarray(rgb)
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def corners(content: bytes) -> list[tuple[int, ...]]:
+    """Mean colours of the four quarters: top left, top right, bottom left, bottom right."""
+    rgb = decode(content, SIZE).rgb
+    half = SIZE // 2
+    quarters = (rgb[:, y : y + half, x : x + half] for y in (0, half) for x in (0, half))
+    return [tuple(int(c) for c in quarter.reshape(3, -1).mean(axis=1)) for quarter in quarters]
+
+
+EXPECTED = [(120, 0, 0), (240, 0, 0), (0, 0, 120), (0, 0, 240)]
+
+
+def exif(orientation: int) -> Image.Exif:
+    data = Image.Exif()
+    data[0x0112] = orientation
+    return data
+
+
+GOOD = {
+    "png": encoded(picture()),
+    "jpeg": encoded(picture(), "JPEG", quality=95),
+    "large jpeg": encoded(picture(1200, 800), "JPEG", quality=95),
+    "webp": encoded(picture(), "WEBP", lossless=True),
+    "bmp": encoded(picture(), "BMP"),
+    "tiff": encoded(picture(), "TIFF"),
+    "gif": encoded(picture(), "GIF"),
+    "animated gif": encoded(picture(), "GIF", save_all=True, append_images=[Image.new("RGB", (120, 80), "green")]),
+    "palette": encoded(picture().convert("P", palette=Image.Palette.ADAPTIVE)),
+    "cmyk": encoded(picture().convert("CMYK"), "JPEG", quality=95),
+    "rgba": encoded(picture().convert("RGBA")),
+    "turned by exif": encoded(picture().transpose(Image.Transpose.ROTATE_90), "JPEG", quality=95, exif=exif(6)),
+}
+
+
+@pytest.mark.parametrize("kind", GOOD)
+def test_good_images_are_upright_rgb(kind: str) -> None:
+    pixels = decode(GOOD[kind], SIZE)
+    assert pixels.rgb.shape == (3, SIZE, SIZE)
+    assert pixels.rgb.dtype == np.uint8
+    expected_size = (1200, 800) if kind == "large jpeg" else (120, 80)
+    assert (pixels.width, pixels.height) == expected_size
+    for found, expected in zip(corners(GOOD[kind]), EXPECTED, strict=True):
+        assert found == pytest.approx(expected, abs=12)
+
+
+@pytest.mark.parametrize("mode", ["L", "I;16", "I", "F", "1"])
+def test_grey_images_keep_their_greys(mode: str) -> None:
+    ramp = np.linspace(0, 1, 80)[:, None] * np.ones(120)
+    arrays = {
+        "L": (ramp * 255).astype(np.uint8),
+        "I;16": (ramp * 65535).astype(np.uint16),
+        "I": (ramp * 65535).astype(np.int32),
+        "F": ramp.astype(np.float32),
+        "1": ramp > 0.5,
+    }
+    rgb = decode(encoded(Image.fromarray(arrays[mode]), "TIFF"), SIZE).rgb
+    assert rgb[:, 0].mean() < 10
+    assert rgb[:, -1].mean() > 245
+    assert rgb[0].tolist() == rgb[1].tolist() == rgb[2].tolist()
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_what_is_transparent_is_white(mode: str) -> None:
+    clear = Image.new("RGBA", (50, 50), (0, 0, 0, 0))
+    assert decode(encoded(clear.convert(mode)), SIZE).rgb.min() == 255
+
+
+BAD = {
+    "empty": (b"", "decode_error", "empty"),
+    "text": (b"This is not a photograph.", "decode_error", "not an image in a known format"),
+    "truncated jpeg": (GOOD["jpeg"][:600], "decode_error", "OSError"),
+    "truncated png": (GOOD["png"][:-30], "decode_error", "OSError"),
+    "magic number only": (b"\xff\xd8\xff\xe0", "decode_error", "not an image"),
+    "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "decode_error", "not an image"),
+    "svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "decode_error", "not an image"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_images_say_why(kind: str) -> None:
+    content, status, message = BAD[kind]
+    with pytest.raises(ImageError, match=message) as error:
+        decode(content, SIZE)
+    assert error.value.status == status
+
+
+def test_size_is_checked_before_decoding() -> None:
+    with pytest.raises(ImageError, match="120 x 80 pixels; at most 9599") as error:
+        decode(GOOD["png"], SIZE, max_pixels=120 * 80 - 1)
+    assert error.value.status == "too_large"
+    assert decode(GOOD["png"], SIZE, max_pixels=120 * 80).width == 120
+
+
+@pytest.mark.parametrize("start", range(0, 400, 7))
+def test_garbled_bytes_are_an_image_or_an_error(start: int) -> None:
+    content = bytearray(GOOD["jpeg"])
+    content[start : start + 5] = bytes((start * k) % 256 for k in range(3, 8))
+    try:
+        assert decode(bytes(content), SIZE).rgb.shape == (3, SIZE, SIZE)
+    except ImageError as error:
+        assert error.status in ("decode_error", "too_large")
+
+
+def test_views_repeat_and_differ() -> None:
+    image = picture()
+    views = [images.augment(image, SIZE, np.random.default_rng(seed), flip=True) for seed in (1, 1, 2)]
+    assert np.array_equal(views[0], views[1])
+    assert not np.array_equal(views[0], views[2])
+
+
+def test_views_without_flip_keep_left_and_right() -> None:
+    for seed in range(20):
+        view = images.augment(picture(), SIZE, np.random.default_rng(seed), flip=False).astype(int)
+        assert view[:, :, : SIZE // 4].sum() < view[:, :, -SIZE // 4 :].sum()
+
+
+def test_normalise_gives_zero_mean_and_unit_variance() -> None:
+    pixels = torch.tensor([[0, 255], [51, 204]], dtype=torch.uint8).view(1, 1, 2, 2).repeat(2, 3, 1, 1)
+    out = images.normalise(pixels, mean=(0.5, 0.4, 0.0), std=(0.5, 0.2, 1.0))
+    expected = torch.tensor([0.0, 1.0, 0.2, 0.8]).view(2, 2)
+    for channel, (mean, std) in enumerate([(0.5, 0.5), (0.4, 0.2), (0.0, 1.0)]):
+        torch.testing.assert_close(out[1, channel], (expected - mean) / std)
