@@ -10,7 +10,6 @@ table gets one row, and, with --references, the score tables are written too.
 import argparse
 import dataclasses
 import json
-import logging
 import sys
 import time
 import uuid
@@ -24,14 +23,12 @@ from pyspark.sql import functions as F
 
 from jobs.common import scores, tables
 from jobs.common.executor import INPUT
-from jobs.common.session import build_session, configure_logging, say
+from jobs.common.session import build_session, exit_status, say
 from jobs.common.sources import ImageFiles, ImageTable, find_source
 from jobs.common.udfs import CaptionerRecipe, caption_udf
 from nic_model.captioner import check_device
 from nic_model.checkpoint import ModelFiles
 from nic_model.config import PRECISIONS, Config, DecodeConfig, add_options, given_options, option
-
-logger = logging.getLogger("jobs.caption_images")
 
 PROJECT = Path(__file__).resolve().parents[1]
 SHOWN = 20  # captions printed at the end
@@ -101,8 +98,10 @@ def check(options: argparse.Namespace) -> Job:
     files = ModelFiles.read(options.model)
     _, defaults = files.settings()
     decode = defaults.replace(**given_options(options, DecodeConfig))
-    tables.check_target(options.captions)
-    written = options.scores or f"{options.captions.rstrip('/')}_scores"
+    tables.check_writable(options.captions, "--captions")
+    if options.references:
+        tables.check_readable(options.references, "--references")
+    written = options.scores or tables.beside(options.captions, "scores")
     return Job(source, options.captions, files, decode, config, options.references, written)
 
 
@@ -131,11 +130,10 @@ def run(spark: SparkSession, job: Job) -> DataFrame:
     existing = tables.read_captions(spark, job.captions) if job.config.mode == "resume" else None
     if existing is not None:
         images = not_captioned(images, existing, job.keys())
-    images = spread(images)
     if existing is None:
-        tables.write_table(transform(images, job), job.captions, mode="overwrite")
+        tables.write_table(transform(spread(images), job), job.captions, mode="overwrite")
     elif not images.isEmpty():
-        tables.merge_captions(transform(images, job), existing, job.captions)
+        tables.merge_captions(transform(spread(images), job), existing, job.captions)
     written = tables.read_captions(spark, job.captions)
     assert written is not None
     return written.where(F.col("run_id") == job.run_id)
@@ -175,10 +173,7 @@ def report(spark: SparkSession, job: Job, rows: DataFrame, started: datetime, se
     else:
         say("\nnothing to do: this model has captioned all of these images with these settings already")
     say(f"captions are in {job.captions} (model {job.files.model_id}, decoding {job.decode.decode_id})")
-    options = {
-        "decode": job.decode.to_dict(),
-        **job.config.to_dict(),
-    }
+    options = {"decode": job.decode.to_dict(), **job.config.to_dict()}
     tables.append_run(
         spark,
         job.captions,
@@ -201,19 +196,14 @@ def report(spark: SparkSession, job: Job, rows: DataFrame, started: datetime, se
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    configure_logging()
-    options = parse_args(arguments)
-    try:
-        job = check(options)
-        spark = build_session("caption_images")
-        started, clock = datetime.now(UTC), time.monotonic()
-        rows = run(spark, job)
-        failure_rate = report(spark, job, rows, started, time.monotonic() - clock)
-        if job.references:
-            scores.write_scores(spark, job.captions, job.references, job.scores, job.run_id)
-    except ValueError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
+    job = check(parse_args(arguments))
+    spark = build_session("caption_images")
+    started, clock = datetime.now(UTC), time.monotonic()
+    rows = run(spark, job)
+    failure_rate = report(spark, job, rows, started, time.monotonic() - clock)
+    if job.references:
+        for score in scores.evaluate(spark, job.captions, job.references, job.scores, job.run_id):
+            say(scores.describe(score))
     if failure_rate > job.config.max_failure_rate:
         sys.stderr.write(
             f"error: {failure_rate:.0%} of the images failed, more than --max-failure-rate"
@@ -224,4 +214,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

@@ -28,7 +28,7 @@ from pyspark.sql.pandas.types import to_arrow_schema
 
 from jobs.common import tables
 from jobs.common.executor import fetch
-from jobs.common.session import build_session, configure_logging, say
+from jobs.common.session import build_session, exit_status, say
 from nic_model.captioner import Failure
 from nic_model.datasets import LISTING_SUFFIXES, Example, read_dataset
 
@@ -59,10 +59,7 @@ def check(options: argparse.Namespace) -> list[Example] | None:
     Raises ValueError with one line that says what is wrong.
     """
     for name in ("images", "references"):
-        target = Path(options.out, name)
-        # Writing replaces a table: never a folder that is none, such as that of the image files themselves.
-        if target.exists() and not (target / "_SUCCESS").exists():
-            raise ValueError(f"--out {options.out}: {target} exists and is no whole table: remove it or choose another")
+        tables.check_writable(f"{options.out}/{name}", "--out")
     listings = [spec for spec in options.input if Path(spec).suffix.lower() in LISTING_SUFFIXES]
     if len(listings) == len(options.input):
         return read_dataset(listings, options.split, options.images)
@@ -70,6 +67,8 @@ def check(options: argparse.Namespace) -> list[Example] | None:
         raise ValueError(f"--input: either tables or files that name images, not both: {' '.join(options.input)}")
     if options.split or options.images:
         raise ValueError("--split and --images go with an input that names image files; a table holds its images")
+    for location in options.input:
+        tables.check_readable(location, "--input")
     return None
 
 
@@ -157,17 +156,12 @@ def _check_ids(references: DataFrame) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    configure_logging()
     options = parse_args(arguments)
-    try:
-        listed = check(options)
-        spark = build_session("prepare_dataset")
-        write(read_examples(spark, listed, options.input), options.out)
-    except ValueError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
+    listed = check(options)
+    spark = build_session("prepare_dataset")
+    write(read_examples(spark, listed, options.input), options.out)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

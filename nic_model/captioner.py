@@ -98,14 +98,19 @@ class Captioner:
         return sentence(self._model.vocabulary.decode(hypothesis.tokens))
 
 
+def check_device(name: str) -> None:
+    """Raises ValueError where `name` is no device, whether or not this machine has it."""
+    kind, _, index = name.partition(":")
+    if kind not in DEVICES or (index and not (kind == "cuda" and index.isdigit())):
+        raise ValueError(f"--device {name}: allowed are {', '.join(DEVICES)}, or cuda:N")
+
+
 def pick_device(name: str) -> torch.device:
     """The device of `--device`: auto is the GPU where there is one. Raises ValueError where a GPU is asked for and
     there is none."""
-    kind, _, index = name.partition(":")
-    if kind not in DEVICES or (index and not index.isdigit()):
-        raise ValueError(f"--device {name}: allowed are {', '.join(DEVICES)}, or cuda:N")
-    if kind == "cuda" and not torch.cuda.is_available():
+    check_device(name)
+    if name.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"--device {name}: torch {torch.__version__} finds no CUDA GPU here; use --device cpu")
-    if kind == "auto":
+    if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(name)

@@ -89,9 +89,7 @@ def read_flickr(tokens: Path, images: Path, split: Path | None = None) -> list[E
     if split is not None:
         wanted = {line.strip() for line in _read_text(split).split("\n")}
         captions = {
-            name: said
-            for name, said in captions.items()
-            if name in wanted or name.removesuffix(".jpg") in wanted
+            name: said for name, said in captions.items() if name in wanted or name.removesuffix(".jpg") in wanted
         }
         if not captions:
             raise ValueError(f"{split}: lists no image of {tokens}: one image name per line is expected")
@@ -156,9 +154,7 @@ def _examples(source: Path | str, rows: Iterable[Row], folder: Path | None = Non
             log.warning("%s: left out %d of %d without %s: %s", source, len(left_out), total, lack, first)
     if not examples:
         counts = f"{len(imageless)} of {total} without image, {len(captionless)} without caption"
-        raise ValueError(
-            f"{source}: no image with a caption ({counts})" + (f" in {folder}" if folder else "")
-        )
+        raise ValueError(f"{source}: no image with a caption ({counts})" + (f" in {folder}" if folder else ""))
     return examples
 
 

@@ -2,7 +2,7 @@
 measured and debugged in any Python."""
 
 import urllib.parse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -40,7 +40,7 @@ OUTPUT = pa.schema(
 
 
 def caption_batches(
-    batches: Iterator[pa.RecordBatch], captioner: Captioner, read_files: bool = False
+    batches: Iterable[pa.RecordBatch], captioner: Captioner, read_files: bool = False
 ) -> Iterator[pa.RecordBatch]:
     """For each record batch of INPUT one of OUTPUT, row for row, whatever the images are.
 

@@ -5,7 +5,7 @@ Each source becomes a DataFrame of image_id, image_version, uri and content, the
 
 import glob
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,7 +41,7 @@ class ImageFiles:
         found = spark.range(1, numPartitions=1).mapInArrow(self._list, tables.IMAGES)
         return found.repartition(4 * spark.sparkContext.defaultParallelism)
 
-    def _list(self, _: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    def _list(self, _: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         rows: list[dict[str, str | None]] = []
         for file, image_id in self._walk():
             rows.append({
@@ -56,6 +56,7 @@ class ImageFiles:
 
     def _walk(self) -> Iterator[tuple[Path, str]]:
         """Absolute path and image_id of each file: its path below the folder, or below the fixed part of the glob."""
+        files: Iterator[Path]
         if glob.has_magic(self.location):
             fixed = []
             for part in Path(self.location).parts[:-1]:
@@ -63,7 +64,7 @@ class ImageFiles:
                     break
                 fixed.append(part)
             folder = Path(*fixed).absolute()
-            names = glob.iglob(self.location, recursive=True)
+            names = glob.iglob(self.location, recursive=True)  # noqa: PTH207 - pathlib's wants the fixed part told apart
             files = (Path(name).absolute() for name in names if not Path(name).is_dir())
         elif Path(self.location).is_dir():
             folder = Path(self.location).absolute()
@@ -87,7 +88,8 @@ class ImageTable:
     location: str
 
     def check(self) -> None:
-        """What can be said of a table before Spark runs is said by `read`."""
+        """Raises ValueError where there is no such file; the rest is found by `read`."""
+        tables.check_readable(self.location, "--images")
 
     def read(self, spark: SparkSession) -> DataFrame:
         """Raises ValueError where the table is missing or lacks a column."""

@@ -1,7 +1,7 @@
 """Spark's side of captioning: broadcasts the model, and gives mapInArrow a function for the executors."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -13,7 +13,7 @@ from nic_model.captioner import Captioner
 from nic_model.checkpoint import ModelFiles
 from nic_model.config import DecodeConfig
 
-ArrowFunction = Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]
+ArrowFunction = Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class CaptionerRecipe:
 def caption_udf(recipe: CaptionerRecipe, read_files: bool) -> ArrowFunction:
     """A function for `mapInArrow` from executor.INPUT to executor.OUTPUT."""
 
-    def caption(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    def caption(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         return caption_batches(batches, _captioner(recipe, _task_device(recipe.device)), read_files)
 
     return caption

@@ -36,7 +36,7 @@ def segment_counts(candidate: Sequence[str], references: Sequence[Sequence[str]]
     return counts
 
 
-def bleu(counts: Counts) -> tuple[float, float, float, float]:
+def bleu(counts: Iterable[int]) -> tuple[float, float, float, float]:
     """BLEU-1 to 4, 0 to 100, of the counts of a segment or of the sum over many."""
     *ngrams, candidate_length, reference_length = (int(count) for count in counts)
     ratio = (candidate_length + _TINY) / (reference_length + _SMALL)
@@ -45,7 +45,8 @@ def bleu(counts: Counts) -> tuple[float, float, float, float]:
     for n, (matches, total) in enumerate(zip(ngrams[:ORDER], ngrams[ORDER:], strict=True), start=1):
         product *= (matches + _TINY) / (total + _SMALL)
         scores.append(100 * brevity * product ** (1 / n))
-    return tuple(scores)  # type: ignore[return-value]
+    one, two, three, four = scores
+    return one, two, three, four
 
 
 def corpus_bleu(

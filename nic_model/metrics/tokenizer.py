@@ -11,10 +11,10 @@ from functools import lru_cache
 import regex
 
 # What COCO drops. Brackets stay, as -lrb- and the like, for COCO looks for "-LRB-" after lower-casing.
-PUNCTUATION = frozenset("'' ' `` ` . ? ! , : - -- ... ;".split())
+PUNCTUATION = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
 
-# Characters by what they do, as the Unicode of 2010 has them. Marks make words with letters, but no compounds;
-# a symbol is a token; anything else outside of words, numbers and these, such as an emoji, ends a token and is dropped.
+# Characters, as the Unicode of 2010 has them. Marks make words with letters, but no compounds; a symbol is a token;
+# any other character that no rule takes, such as an emoji, ends a token and is dropped.
 _MARKS = (
     r"\u00ad\u02c2-\u02c5\u02d2-\u02df\u02e5-\u02eb\u02ed\u02ef-\u036f\u0375\u0378-\u0379\u0384-\u0385"
     r"\u03f6\u0483-\u0487\u055a-\u055f\u0591-\u05bd\u05bf\u05c1-\u05c2\u05c4-\u05c5\u05c7\u0615-\u061a"
@@ -35,7 +35,7 @@ _SYMBOLS = (
     r"\u214a-\u214d\u214f\u2153-\u215e\u2190-\u2bff\u3001-\u3002\u3012\u30fb\uff01-\uff0f\uff1a-\uff20"
     r"\uff3b-\uff40\uff5b-\uff65\uffe0-\uffe1\uffe5-\uffe6"
 )
-_NEWER_LETTERS = (
+_NEWER = (
     r"\u037f\u0528-\u052f\u0558\u0560\u0588\u058b-\u058c\u05ef\u0860-\u086a\u0870-\u0887\u0889-\u088f"
     r"\u08a1\u08ad-\u08c9\u0978\u0980\u09fc\u0af9\u0c34\u0c5a\u0c5c-\u0c5d\u0c80\u0cdc-\u0cdd\u0d04"
     r"\u0d54-\u0d56\u0d5f\u0de6-\u0def\u0e86\u0e89\u0e8c\u0e8e-\u0e93\u0e98\u0ea0\u0ea8-\u0ea9\u0eac"
@@ -46,40 +46,41 @@ _NEWER_LETTERS = (
     r"\uab6c-\uab6d\uab70-\uabbf"
     r"\U00010000-\U0010ffff"
 )
-_LETTER = rf"[\p{{L}}--[{_NEWER_LETTERS}]]"
-_DIGIT = rf"[\p{{Nd}}--[{_NEWER_LETTERS}]]"
-_ALNUM = rf"[[\p{{L}}\p{{Nd}}]--[{_NEWER_LETTERS}]]"
-_WORD_START = rf"[[\p{{L}}{_MARKS}]--[{_NEWER_LETTERS}]]"
-_WORD_CHARACTER = rf"[[\p{{L}}\p{{Nd}}{_MARKS}]--[{_NEWER_LETTERS}]]"
-
+_LETTER = rf"[\p{{L}}--[{_NEWER}]]"
+_DIGIT = rf"[\p{{Nd}}--[{_NEWER}]]"
+_ALNUM = rf"[[\p{{L}}\p{{Nd}}]--[{_NEWER}]]"
+_WORD_START = rf"[[\p{{L}}{_MARKS}]--[{_NEWER}]]"
+_WORD_CHARACTER = rf"[[\p{{L}}\p{{Nd}}{_MARKS}]--[{_NEWER}]]"
+_BLANK = r"[ \t\n\r\u00a0\u2000-\u200a\u3000]"
 _APOSTROPHE = r"(?:['\x92’]|&apos;)"
 _ANY_APOSTROPHE = r"(?:['\x92’`\x91‘‛]|&apos;)"
-_NOT_LATIN = r"[^A-Za-z]"
 
-_WORD = rf"{_WORD_START}{_WORD_CHARACTER}*(?:[.!?]{_WORD_START}{_WORD_CHARACTER}*)*"
+# Words and their parts.
+_WORD = rf"{_WORD_START}{_WORD_CHARACTER}*+(?:[.!?]{_WORD_START}{_WORD_CHARACTER}*+)*"
 _ELISION = rf"(?:[dDoOlL]{_ANY_APOSTROPHE}{_ALNUM})?"
 _COMPOUND = rf"{_ELISION}{_ALNUM}+(?:[-_֊‐‑]{_ELISION}{_ALNUM}+)*"
 _INITIALISM = r"[A-Z]+(?:(?:[+&]|&amp;)[A-Z]+)+"
-_CLITIC = rf"{_APOSTROPHE}(?i:[msd]|re|ve|ll)"
-_CAPITAL_APOSTROPHE = rf"[A-HJ-XZn]{_ANY_APOSTROPHE}{_LETTER}{{2}}{_LETTER}*"
-_NEGATION = rf"(?i:n){_ANY_APOSTROPHE}(?i:t)"
-_NUMBER = rf"(?:{_DIGIT}*(?:[.:,\u00ad\u066b\u066c]{_DIGIT}+)+|{_DIGIT}+)"
-_SLASHED = r"[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}"
 _ACRONYM = r"[A-Za-z](?:\.[A-Za-z])+"
+_CLITIC = rf"{_APOSTROPHE}(?i:[msd]|re|ve|ll)"
+_NEGATION = rf"(?i:n){_ANY_APOSTROPHE}(?i:t)"
+_CONTRACTIONS = "c'mon|cap'n|c'est|e'er|s'mores|ev'ry|li'l|nat'l|nor'easter|dunkin'|somethin'|ol'|'em|'till?|'cause"
+_SLASHED = r"[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}"
+_NUMBER = rf"(?:{_DIGIT}*(?:[.:,\u00ad\u066b\u066c]{_DIGIT}+)+|{_DIGIT}+)"
 _TAG_NAME = r"[A-Za-z][A-Za-z0-9_:.-]*"
-_TAG = (
-    rf"<(?:[!?][A-Za-z-][^>\r\n]*"
-    rf"|/?{_TAG_NAME}(?: +{_TAG_NAME}(?: *= *(?:'[^']*'|\"[^\"]*\"|{_TAG_NAME}))?)* */?) *>"
-)
-_BLANK = r"[ \t\n\r\u00a0\u2000-\u200a\u3000]"
+_ATTRIBUTE = rf"{_TAG_NAME}(?: *= *(?:'[^']*'|\"[^\"]*\"|{_TAG_NAME}))?"
+_TAG = rf"<(?:[!?][A-Za-z-][^>\r\n]*|/?{_TAG_NAME}(?: +{_ATTRIBUTE})* */?) *>"
 _URL_END = r"[^ \t\n\f\r\"<>|.!?(){},-]"
 _URL_PATH = rf"(?:/[^ \t\n\f\r\"<>|()]+{_URL_END})"
+_EXTENSIONS = (
+    "bat|bmp|c|cgi|class|cpp|dll|docx?|exe|gif|gz|h|html?|jar|java|jpe?g|mov|mp3|pdf|php|pl|png|ppt|ps|py|sql|tar|txt|"
+    "wav|x|xml|zip"
+)
 
-# Words that keep their full stop: months, states, companies; titles and others; those before a number.
+# Words that keep their full stop: months, states, companies; titles and more; and those before a number.
 _SUFFIXES = (
-    "al|ala|apr|ariz|assn|aug|bancorp|bhd|bldg|blvd|bros|calif|co|colo|conn|corp|cos|ct|dak|dec|esq|est|etc|ext|feb|"
-    "fla|fri|ga|inc|ind|intl|jan|jr|jul|jun|kans?|ky|ltd|mar|md|mich|minn|mo|mon|mont|neb|nev|nov|oct|okla|penn|plc|"
-    "rd|rt|sep|sept|seq|sq|sr|sys|tel|tenn|thu|thurs|tues?|univ|va|vt|wed|wisc?|wyo"
+    "ala?|apr|ariz|assn|aug|bancorp|bhd|bldg|blvd|bros|calif|colo|conn|corp|cos?|ct|dak|dec|esq|est|etc|ext|feb|fla|"
+    "fri|ga|inc|ind|intl|jan|jr|jul|jun|kans?|ky|ltd|mar|md|mich|minn|mo|mont?|neb|nev|nov|oct|okla|penn|plc|rd|rt|"
+    "sept?|seq|sq|sr|sys|tel|tenn|thu|thurs|tues?|univ|va|vt|wed|wisc?|wyo"
 )
 _CAPITAL_SUFFIXES = "Ark|ARK|Az|AZ|Del|DEL|Ill|ILL|La|LA|Mass|MASS|Miss|MISS|Ore|ORE|Pa|PA|Tex|TEX|Wash|WASH"
 _TITLES = (
@@ -87,107 +88,90 @@ _TITLES = (
     "hon|insp|invt|jos|lieut|lt|maj|messrs|mlle|mme|mrs?|ms|msgr|mt|natl|pfc|ph|pres|profs?|pvt|reps?|rev|sens?|sfc|"
     "sgt|spc|ste?|supts?|treas|vs|wm"
 )
+_NUMBERED = "art|ca|figs?|nos?|op|pp|prop"
+# After "plan B." these begin a sentence: the stop is no part of "B".
 _SENTENCE_STARTS = (
-    "A|About|According|Additionally|After|An|As|At|But|Earlier|He|Her|Here|However|If|In|It|Last|Many|More|Mr\.|Ms\.|"
-    "Now|Once|One|Other|Our|She|Since|So|Some|Such|That|The|Their|Then|There|These|They|This|We|What|When|While|Yet|You"
-)
-_CONTRACTIONS = rf"c'mon|cap'n|c'est|e'er|s'mores|ev'ry|li'l|nat'l|nor'easter|dunkin'|somethin'|ol'|'em|'till?|'cause"
-
-_EXTENSIONS = (
-    "bat|bmp|c|class|cgi|cpp|dll|docx?|exe|gif|gz|h|html?|jar|java|jpe?g|mov|mp3|pdf|php|pl|png|ppt|ps|py|sql|tar|txt|"
-    "wav|x|xml|zip"
+    r"A|About|According|Additionally|After|An|As|At|But|Earlier|He|Her|Here|However|If|In|It|Last|Many|More|Mr\.|Ms\.|"
+    r"Now|Once|One|Other|Our|She|Since|So|Some|Such|That|The|Their|Then|There|These|They|This|We|What|When|While|Yet|"
+    r"You"
 )
 
-_BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
-_QUOTES = {'"': "''", "&quot;": "''"} | dict(zip("‘‛‹\x91’›\x92“«\x93”»\x94", "```` ' ' ' `` `` `` '' '' ''".replace("````", "` ` ` `").split(), strict=True))
-_SYMBOL_NAMES = (
-    _BRACKETS | _QUOTES | dict(zip("¢£¤€₠\x80¼½¾⅓⅔", "cents # $ $ $ $ 1/4 1/2 3/4 1/3 2/3".split(), strict=True))
-    | {"–": "--", "—": "--", "―": "--", "\x96": "--", "\x97": "--", "…": "...", "\u0085": "..."}
-    | {"&amp;": "&", "&lt;": "<", "&gt;": ">", "&apos;": "'"}
-)
+# fmt: off
+_NAMES = {
+    "(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-",
+    '"': "''", "&quot;": "''", "“": "``", "«": "``", "\x93": "``", "”": "''", "»": "''", "\x94": "''",
+    "‘": "`", "‛": "`", "‹": "`", "\x91": "`", "’": "'", "›": "'", "\x92": "'", "&apos;": "'",
+    "¢": "cents", "£": "#", "¤": "$", "€": "$", "₠": "$", "\x80": "$",
+    "¼": "1/4", "½": "1/2", "¾": "3/4", "⅓": "1/3", "⅔": "2/3",
+    "–": "--", "—": "--", "―": "--", "\x96": "--", "\x97": "--", "&MD;": "--", "&mdash;": "--", "&ndash;": "--",
+    "…": "...", "\x85": "...", "&amp;": "&", "&lt;": "<", "&gt;": ">",
+}
+# fmt: on
 
 
-def _same(token: str) -> str:
-    return token
+def _same(text: str) -> str:
+    return text
 
 
-def _word(token: str) -> str:
+def _word(text: str) -> str:
     """Without soft hyphens."""
-    return token.replace("\u00ad", "") or "-"
+    return text.replace("\u00ad", "") or "-"
 
 
-def _named(token: str) -> str:
-    return _SYMBOL_NAMES.get(token, token)
+def _named(text: str) -> str:
+    return _NAMES.get(text, text)
 
 
-def _each_named(token: str) -> str:
-    return "".join(map(_named, token))
+def _all_named(text: str) -> str:
+    return "".join(map(_named, text.replace("&apos;", "'")))
 
 
-def _spaced(token: str) -> str:
-    """A token with spaces in it keeps them, as no-break spaces."""
-    return token.replace(" ", "\u00a0").replace("\t", "\u00a0")
+def _spaced(text: str) -> str:
+    """One token with spaces in it: they become no-break spaces."""
+    return text.replace(" ", "\u00a0").replace("\t", "\u00a0")
 
 
-def _parted(token: str) -> str:
-    """A word's other half: a plain apostrophe."""
-    return _each_named(token.replace("&apos;", "'"))
-
-
-def _bracketed(token: str) -> str:
-    return _spaced(token.replace("(", "-lrb-").replace(")", "-rrb-"))
-
-
-def _dashes(token: str) -> str:
-    return "--" if 2 <= len(token) <= 4 else token
-
-
-def _nothing(_: str) -> str:
-    return ""
-
-
-def _ellipsis(_: str) -> str:
-    return "..."
+def _bracketed(text: str) -> str:
+    return _spaced(text.replace("(", "-lrb-").replace(")", "-rrb-"))
 
 
 # (pattern, what becomes of the text). The token is group 1; what follows it in the pattern is only looked at.
 _RULES: list[tuple[str, Callable[[str], str]]] = [
-    (rf"({_BLANK}+)", _nothing),
+    (rf"({_BLANK}+|&nbsp;)", lambda _: ""),
     (r"((?i:can))(?i:not)", _same),
     (r"((?i:gon|lem|gim|got|wan))(?i:na|me|ta)", _same),
     (r"('(?i:t))(?i:is|was)", _same),
     (rf"({_TAG})", _spaced),
-    (r"(&(?:MD|mdash|ndash);)", _dashes),
     (r"(&(?:HT|TL|UR|LR|QC|QL|QR|odq|cdq|#[0-9]+);)", _same),
     # Words.
     (rf"({_WORD}){_CLITIC}", _word),
     (rf"([A-Za-z\u00ad]*[A-MO-Za-mo-z]\u00ad*){_NEGATION}", _word),
     (rf"({_WORD})", _word),
-    (rf"({_CAPITAL_APOSTROPHE})", _same),
-    (rf"({_CLITIC}|{_NEGATION}){_NOT_LATIN}", _parted),
+    (rf"([A-HJ-XZn]{_ANY_APOSTROPHE}{_LETTER}{{2}}{_LETTER}*)", _same),
+    (rf"({_CLITIC}|{_NEGATION})[^A-Za-z]", _all_named),
     (rf"({_COMPOUND})", _word),
-    (rf"({_INITIALISM})", _same),
+    (rf"({_INITIALISM})", lambda text: text.replace("&amp;", "&")),
     (rf"((?:{_WORD}|{_COMPOUND}|{_INITIALISM})\.)[,;:、]", _word),
     # Addresses.
     (rf"(https?://[^ \t\n\f\r\"<>|(){{}}]+{_URL_END})", _same),
     (rf"(www\.(?:[^ \t\n\f\r\"<>|.!?(){{}},]+\.)+[a-zA-Z]{{2,4}}{_URL_PATH}?)", _same),
     (rf"((?:[^ \t\n\f\r\"`'<>|!?(){{}}$,-_]+\.)+(?:com|net|org|edu){_URL_PATH}?)", _same),
-    (rf"({_ALNUM}+(?:\.{_ALNUM}+)*\.(?i:{_EXTENSIONS}))(?:{_BLANK}|[.?!,])", _same),
     (
         r"((?:<|&lt;)?[a-zA-Z0-9][^ \t\n\f\r\u00a0\"<>|(){}]*@"
         r"(?:[^ \t\n\f\r\u00a0\"<>|(){}.]+\.)*[^ \t\n\f\r\u00a0\"<>|(){}.]+>?)",
         _same,
     ),
     (rf"(@[A-Za-z_][A-Za-z_0-9]*|#{_WORD_START}+)", _same),
-    # Full stops that belong to the word.
+    # Full stops that belong to the word, or not.
     (rf"([A-Za-z])\.{_BLANK}+(?:(?=[A-Z])(?i:{_SENTENCE_STARTS}){_BLANK}|{_TAG})", _same),
     (rf"((?:(?i:{_SUFFIXES})|{_CAPITAL_SUFFIXES}|(?i:pp?t)[ey]s?)\.)(?s:..)", _same),
-    (rf"((?i:{_TITLES}|(?:rev|cont){_APOSTROPHE}d|ph\.?d|ed\.?d|{_ACRONYM}|[a-z])\.|[mM][ft]g\.)", _same),
-    (r"((?i:art|ca|figs?|nos?|op|pp|prop)\.)[ \t\u00a0]?[0-9]", _same),
+    (rf"((?i:{_ACRONYM}|(?:ph|ed)\.d|[a-z]|{_TITLES}|(?:rev|cont){_APOSTROPHE}d)\.|[mM][ft]g\.)", _same),
+    (rf"((?i:{_NUMBERED})\.)[ \t\u00a0]?[0-9]", _same),
+    (rf"({_ALNUM}+(?:\.{_ALNUM}+)*\.(?i:{_EXTENSIONS}))(?:{_BLANK}|[.?!,])", _same),
     # Words with a hyphen or slash.
     (rf"({_SLASHED}(?:\\?/{_SLASHED}){{1,2}})", _same),
     (rf"([A-Za-z0-9][A-Za-z0-9.,\u00ad]*(?:-(?:{_ACRONYM}\.|[A-Za-z0-9\u00ad]+))+)", _word),
-    (r"(-(?:RRB|LRB|RCB|LCB|RSB|LSB)-|(?i:c\.d\.s|pro-|anti-)|S(?:&|&amp;)(?:P-500|Ls))", _same),
+    (r"(-(?:RRB|LRB|RCB|LCB|RSB|LSB)-|(?i:c\.d\.s|pro-|anti-)|S(?:&|&amp;)(?:P-500|Ls)|(?i:c\+\+|[cf]#))", _same),
     # Words with an apostrophe.
     (rf"((?i:{_CONTRACTIONS}))".replace("'", _APOSTROPHE), _same),
     (rf"({_APOSTROPHE}(?i:n){_APOSTROPHE}?)", _same),
@@ -207,43 +191,44 @@ _RULES: list[tuple[str, Callable[[str], str]]] = [
         _bracketed,
     ),
     (r"((?:(?:\+\+?)?[0-9]{2,4}\.)?[0-9]{2,4}\.[0-9]{3,4}\.[0-9]{3,5})", _same),
-    # What is no word.
-    (rf"([<>]?[:;=][-o*']?[()DPdpO\\{{@|\[\]])[^A-Za-z0-9]", _bracketed),
+    # What is no word: smileys, dots, dashes, quotes, symbols.
+    (r"([<>]?[:;=][-o*']?[()DPdpO\\{@|\[\]])[^A-Za-z0-9]", _bracketed),
     (r"([-\^x=~<>']_[-\^x=~<>']|\([-\^x=~<>'][-_.]?[-\^x=~<>']\))", _bracketed),
-    (r"(\.{3,}|\.[ \u00a0](?:\.[ \u00a0])+\.)", _ellipsis),
-    (r"(-+)", _dashes),
+    (r"(\.{3,5}|\.[ \u00a0](?:\.[ \u00a0])+\.)", lambda _: "..."),
+    (r"(-+)", lambda text: "--" if 2 <= len(text) <= 4 else text),
     (r"([?!]+|@+|#+|_+|\*+|(?:\\\*){1,3}|<<|>>|[A-Z]*\$)", _same),
     (r"(')[A-Za-z]\S", _same),
-    (rf"({_CLITIC}|{_NEGATION})", _parted),
-    (r"(''|``|'|[`\x91-\x94‘’‛“”‹›«»]{1,2})", _each_named),
-    (rf"(&(?:amp|lt|gt|apos|quot);|[./?!=_@\x85{_SYMBOLS}])", _named),
+    (rf"({_CLITIC}|{_NEGATION})", _all_named),
+    (r"(''|``|'|[`\x91-\x94‘’‛“”‹›«»]{1,2})", _all_named),
+    (rf"(&(?:amp|lt|gt|apos|quot|MD|mdash|ndash);|[./?!=_@\x85{_SYMBOLS}])", _named),
 ]
 _COMPILED = [(regex.compile(pattern, regex.V1), rewrite) for pattern, rewrite in _RULES]
 
-# A token may reach over a space only where there is one of these.
-_REACHING = regex.compile(r"[\p{Nd}<]|\. \.|(?<![A-Za-z])[A-Za-z]\. +[A-Z]", regex.V1)
+# A rule looks beyond a space only where one of these is.
+_BEYOND_SPACE = regex.compile(r"<|[\p{Nd})] \p{Nd}|\. [0-9]|\. \.|(?<![A-Za-z])[A-Za-z]\. +[A-Z]", regex.V1)
 
 
 def tokenize(caption: str) -> list[str]:
     """Tokens of `caption`, in order; [] where there is nothing but punctuation.
 
-    `" ".join(tokenize(caption))` is what COCO's PTBTokenizer gives. As there, a token may hold a no-break space
-    (`1 1/2`) and a line break in a caption is a space.
+    `" ".join(tokenize(caption))` is what PTBTokenizer gives for the caption alone. As there, a token may hold a
+    no-break space (`1 1/2` is one token). A line break is a space.
     """
-    if _REACHING.search(caption):
+    if _BEYOND_SPACE.search(caption):
         return _lex(caption)
     return [token for chunk in caption.split(" ") for token in _lex_chunk(chunk)]
 
 
 @lru_cache(maxsize=1 << 16)
 def _lex_chunk(chunk: str) -> tuple[str, ...]:
+    """Captions repeat their words: most chunks have been seen."""
     return tuple(_lex(chunk))
 
 
 def _lex(text: str) -> list[str]:
     tokens = []
     position, stop = 0, len(text)
-    text += "\n\n"  # some rules look beyond the end
+    text += "\n\n"  # rules look up to two characters beyond the end
     while position < stop:
         longest, end, token = 0, position + 1, ""
         for pattern, rewrite in _COMPILED:

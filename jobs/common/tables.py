@@ -1,0 +1,273 @@
+"""The tables: their columns, which are named here alone, and how they are read, written and replaced.
+
+A location is a path (Parquet) or the name of a catalog table, `database.table` or `catalog.database.table`.
+"""
+
+import glob
+import os
+import re
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import reduce
+from operator import and_
+from typing import Any
+
+import pyspark
+from pyspark.errors import AnalysisException
+from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql import types as T
+
+
+def _columns(*columns: tuple[str, T.DataType, str]) -> T.StructType:
+    return T.StructType([T.StructField(name, kind, True, {"comment": comment}) for name, kind, comment in columns])
+
+
+_STRING, _DOUBLE, _LONG, _TIME = T.StringType(), T.DoubleType(), T.LongType(), T.TimestampType()
+_ALTERNATIVE = T.StructType([T.StructField("caption", _STRING), T.StructField("log_prob", _DOUBLE)])
+
+IMAGES = _columns(
+    ("image_id", _STRING, "what names the image: of a file its path below the folder, extension included"),
+    ("image_version", _STRING, "what tells a changed image from the same one: of a file its modification time"),
+    ("uri", _STRING, "where the image is"),
+    ("content", T.BinaryType(), "the encoded image"),
+)
+
+CAPTIONS = _columns(
+    *((f.name, f.dataType, f.metadata["comment"]) for f in IMAGES if f.name != "content"),
+    ("caption", _STRING, "null where status is not ok"),
+    ("log_prob", _DOUBLE, "ln p(caption | image)"),
+    ("alternatives", T.ArrayType(_ALTERNATIVE), "further captions, best first"),
+    ("width", T.IntegerType(), "of the upright image, in pixels"),
+    ("height", T.IntegerType(), "of the upright image, in pixels"),
+    ("status", _STRING, "ok, or what failed: fetch_error, decode_error, too_large, invalid_id"),
+    ("error_message", _STRING, "why, where status is not ok"),
+    ("model_id", _STRING, "hash of the model's weights and configuration"),
+    ("decode_id", _STRING, "hash of the decoding settings"),
+    ("run_id", _STRING, "the run that wrote the row"),
+    ("captioned_at", _TIME, "when"),
+)
+
+# What executors make of images; the rest of CAPTIONS is the same for a whole run.
+CAPTIONED = T.StructType([f for f in CAPTIONS if f.name not in ("model_id", "decode_id", "run_id")])
+
+REFERENCES = _columns(
+    ("image_id", _STRING, "as in the captions table"),
+    ("captions", T.ArrayType(_STRING), "what people wrote of the image"),
+)
+
+SEGMENTS = _columns(
+    ("image_id", _STRING, "as in the captions table"),
+    ("model_id", _STRING, "hash of the model's weights and configuration"),
+    ("decode_id", _STRING, "hash of the decoding settings"),
+    ("caption", _STRING, "what was scored"),
+    ("n_references", T.IntegerType(), "references it was scored against"),
+    ("missing", _STRING, "null, or what the score lacks: caption, references"),
+    ("bleu_1", _DOUBLE, "0 to 100, of this image alone"),
+    ("bleu_2", _DOUBLE, "0 to 100, of this image alone"),
+    ("bleu_3", _DOUBLE, "0 to 100, of this image alone"),
+    ("bleu_4", _DOUBLE, "0 to 100, of this image alone"),
+    ("bleu_counts", T.ArrayType(_LONG), "what sums to the corpus score; see nic_model/metrics/bleu.py"),
+    ("run_id", _STRING, "the run that wrote the row"),
+)
+
+CORPUS = _columns(
+    ("model_id", _STRING, "hash of the model's weights and configuration"),
+    ("decode_id", _STRING, "hash of the decoding settings"),
+    ("metric", _STRING, "bleu_1 to bleu_4"),
+    ("score", _DOUBLE, "0 to 100"),
+    ("ci_low", _DOUBLE, "not computed yet: null"),
+    ("ci_high", _DOUBLE, "not computed yet: null"),
+    ("n_segments", _LONG, "images scored"),
+    ("n_missing", _LONG, "images with references but no caption, or the other way round"),
+    ("signature", _STRING, "tokeniser, reference length, smoothing and version that the score depends on"),
+    ("run_id", _STRING, "the run that wrote the row"),
+    ("evaluated_at", _TIME, "when"),
+)
+
+RUNS = _columns(
+    ("run_id", _STRING, "as in the tables that the run wrote"),
+    ("job", _STRING, "what ran"),
+    ("started_at", _TIME, "when"),
+    ("finished_at", _TIME, "when"),
+    ("seconds", _DOUBLE, "between the two, Spark's own start not counted"),
+    ("n_images", _LONG, "rows written"),
+    ("images_per_second", _DOUBLE, "n_images / seconds"),
+    ("counts", T.MapType(_STRING, _LONG), "rows by status"),
+    ("model_id", _STRING, "hash of the model's weights and configuration"),
+    ("decode_id", _STRING, "hash of the decoding settings"),
+    ("source", _STRING, "where the images came from"),
+    ("target", _STRING, "where the captions went"),
+    ("options", _STRING, "all settings, as JSON"),
+    ("spark_version", _STRING, "of Spark"),
+)
+
+
+def is_table_name(location: str) -> bool:
+    """Whether `location` names a catalog table: two or three plain words with dots between, and no such file."""
+    return bool(re.fullmatch(r"\w+(\.\w+){1,2}", location)) and not (
+        os.path.exists(location) or location.endswith(".parquet")  # noqa: PTH110 - a location may be no local path
+    )
+
+
+def local_path(location: str) -> str | None:
+    """The local path that `location` is, or None where it is a table's name or another file system's."""
+    if is_table_name(location) or ("://" in location and not location.startswith("file://")):
+        return None
+    return location.removeprefix("file://")
+
+
+def check_readable(location: str, role: str) -> None:
+    """Raises ValueError, before Spark runs, for a local path where there is nothing. `role` is the option's name."""
+    path = local_path(location)
+    if path is not None and not glob.glob(path):  # noqa: PTH207
+        raise ValueError(f"{role} {location}: no such file or folder")
+
+
+def check_writable(location: str, role: str) -> None:
+    """Raises ValueError, before Spark runs, for a local path that something else than a table stands at."""
+    path = local_path(location)
+    if path is None:
+        return
+    if glob.has_magic(path):
+        raise ValueError(f"{role} {location}: a table to write cannot be a glob")
+    if os.path.isfile(path):  # noqa: PTH113
+        raise ValueError(f"{role} {location}: is a file; a table is a folder")
+    names = [name for name in (os.listdir(path) if os.path.isdir(path) else []) if name[0] not in "._"]  # noqa: PTH208, PTH112
+    strangers = [name for name in names if ".parquet" not in name and "=" not in name]
+    if strangers:
+        raise ValueError(f"{role} {location}: holds {strangers[0]}, which is of no table; choose an empty folder")
+
+
+def read_table(spark: SparkSession, location: str, needed: T.StructType, role: str) -> DataFrame:
+    """Parquet, or a catalog table. Raises ValueError with one line where it is missing, or lacks one of `needed`."""
+    check_readable(location, role)
+    try:
+        table = spark.read.table(location) if is_table_name(location) else spark.read.parquet(location)
+    except AnalysisException as error:
+        reason = str(error).splitlines()[0].split(" SQLSTATE")[0]
+        raise ValueError(f"{role} {location}: {reason}") from None
+    there = {f.name: f.dataType.simpleString() for f in table.schema}
+    wanted = {f.name: f.dataType.simpleString() for f in needed}
+    bad = [name for name, kind in wanted.items() if there.get(name) != kind]
+    if bad:
+        describe = "; ".join(f"{name} must be {wanted[name]}, is {there.get(name, 'missing')}" for name in bad)
+        raise ValueError(f"{role} {location}: {describe}; it has {', '.join(f'{n} {k}' for n, k in there.items())}")
+    return table
+
+
+def read_captions(spark: SparkSession, location: str) -> DataFrame | None:
+    """The captions table, or None where there is none yet. Raises ValueError where it is another table."""
+    if is_table_name(location):
+        exists = spark.catalog.tableExists(location)
+    else:
+        path = _hadoop_path(spark, location)
+        file_system = path.getFileSystem(spark._jsc.hadoopConfiguration())
+        # A folder of which every file is hidden is what an interrupted first write leaves.
+        exists = file_system.exists(path) and any(
+            not status.getPath().getName().startswith(("_", ".")) for status in file_system.listStatus(path)
+        )
+    return read_table(spark, location, CAPTIONS, "--captions") if exists else None
+
+
+def write_table(table: DataFrame, location: str, mode: str) -> None:
+    """Writes `table`; `mode` is append or overwrite. Files come out at the size that Spark's advisory size says."""
+    rows = table.hint("rebalance")
+    if is_table_name(location):
+        rows.write.mode(mode).saveAsTable(location)
+    elif mode == "append":
+        rows.write.mode("append").parquet(location)
+    else:
+        replace_path(rows, location)
+
+
+def replace_path(table: DataFrame, location: str) -> None:
+    """Writes `table` beside `location` and then puts it in its place by two renames.
+
+    Whoever starts reading finds the old table or the new one whole, but for the moment between the renames, when
+    there is none; who was reading the old one may find its files gone. `table` may be made from what it replaces.
+    """
+    spark = table.sparkSession
+    staged, old = _sibling(location, "new"), _sibling(location, "old")
+    table.write.parquet(staged)
+    target = _hadoop_path(spark, location)
+    file_system = target.getFileSystem(spark._jsc.hadoopConfiguration())
+    file_system.mkdirs(target.getParent())
+    if file_system.exists(target):
+        _rename(file_system, target, _hadoop_path(spark, old))
+    _rename(file_system, _hadoop_path(spark, staged), target)
+    file_system.delete(_hadoop_path(spark, old), True)
+
+
+def merge_captions(new: DataFrame, existing: DataFrame, location: str) -> None:
+    """Adds `new` rows to the table, where they take the place of those of the same image, model and decoding."""
+    with _computed(new, location) as rows:
+        keys = ("image_id", "model_id", "decode_id")
+        same = reduce(and_, (existing[key].eqNullSafe(rows[key]) for key in keys))
+        if existing.join(rows, same, how="left_semi").isEmpty():
+            write_table(rows, location, "append")
+            return
+        merged = existing.join(rows, same, how="left_anti").unionByName(rows).select(CAPTIONS.names)
+        if is_table_name(location):
+            with _computed(merged, location) as table:
+                table.write.insertInto(location, overwrite=True)
+        else:
+            write_table(merged, location, "overwrite")
+
+
+def having(keys: Mapping[str, str]) -> Column:
+    """The rows that have all of these values."""
+    return reduce(and_, (F.col(name) == value for name, value in keys.items()))
+
+
+def append_run(spark: SparkSession, captions: str, values: dict[str, Any]) -> None:
+    """Leaves a row in the runs table, which stands beside the captions: their location with _runs after it."""
+    row = {"spark_version": pyspark.__version__, "finished_at": datetime.now(UTC), **values}
+    unknown = set(row) - set(RUNS.names)
+    assert not unknown, unknown
+    table = spark.createDataFrame([tuple(row.get(name) for name in RUNS.names)], RUNS)
+    write_table(table, beside(captions, "runs"), "append")
+
+
+def beside(location: str, name: str) -> str:
+    """Where the table `name` that belongs to the one at `location` is."""
+    return f"{location.rstrip('/')}_{name}"
+
+
+@contextmanager
+def _computed(rows: DataFrame, location: str) -> Iterator[DataFrame]:
+    """`rows` computed once and kept beside `location` for as long as the context lasts."""
+    spark = rows.sparkSession
+    if is_table_name(location):
+        kept = f"{location}_{uuid.uuid4().hex}"
+        rows.write.saveAsTable(kept)
+        try:
+            yield spark.read.table(kept)
+        finally:
+            spark.sql(f"DROP TABLE IF EXISTS {kept}")
+        return
+    kept = _sibling(location, "rows")
+    path = _hadoop_path(spark, kept)
+    try:
+        rows.write.parquet(kept)
+        yield spark.read.parquet(kept)
+    finally:
+        path.getFileSystem(spark._jsc.hadoopConfiguration()).delete(path, True)
+
+
+def _sibling(location: str, what: str) -> str:
+    """A hidden name beside `location`, which no reader takes for data."""
+    folder, _, name = location.rstrip("/").rpartition("/")
+    return f"{folder}{'/' if folder or location.startswith('/') else ''}.{name}-{what}-{uuid.uuid4().hex}"
+
+
+def _hadoop_path(spark: SparkSession, location: str) -> Any:
+    assert spark._jvm is not None
+    return spark._jvm.org.apache.hadoop.fs.Path(location)
+
+
+def _rename(file_system: Any, source: Any, target: Any) -> None:
+    if not file_system.rename(source, target):
+        raise OSError(f"{source} could not be renamed to {target}")

@@ -1,0 +1,43 @@
+"""Scores captions against references and writes the score tables.
+
+    ./spark-submit.sh jobs/evaluate_captions.py --captions out/captions --references REFERENCES --scores out/scores
+
+Reads a captions table and a references table (`image_id`, `captions`). Writes `segments`, a row for each image, model
+and decoding, and `corpus`, a row for each model, decoding and metric (their columns: `jobs/common/tables.py`). Images
+that lack a caption or references are listed in `segments` and counted in `corpus`.
+"""
+
+import argparse
+import sys
+import uuid
+from collections.abc import Sequence
+
+from jobs.common import scores, tables
+from jobs.common.session import build_session, exit_status, say
+
+
+def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="evaluate_captions.py", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--captions", required=True, metavar="TABLE", help="captions table: a path or a catalog name")
+    parser.add_argument(
+        "--references", required=True, metavar="TABLE", help="image_id and captions, an array of strings"
+    )
+    parser.add_argument("--scores", required=True, metavar="TABLE", help="where segments and corpus are written")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse_args(arguments)
+    tables.check_readable(options.captions, "--captions")
+    tables.check_readable(options.references, "--references")
+    for name in ("segments", "corpus"):
+        tables.check_writable(scores.part(options.scores, name), "--scores")
+    spark = build_session("evaluate_captions")
+    for score in scores.evaluate(spark, options.captions, options.references, options.scores, uuid.uuid4().hex):
+        say(scores.describe(score))
+    say(f"written to {scores.part(options.scores, 'segments')} and {scores.part(options.scores, 'corpus')}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(main))
