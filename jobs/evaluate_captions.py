@@ -4,13 +4,18 @@
 
 Reads a captions table and a references table (`image_id`, `captions`). Writes `segments`, a row for each image, model
 and decoding, and `corpus`, a row for each model, decoding and metric (their columns: `jobs/common/tables.py`). Images
-that lack a caption or references are listed in `segments` and counted in `corpus`.
+that lack a caption or references are listed in `segments` and counted in `corpus`. The runs table beside the captions
+gets a row.
 """
 
 import argparse
+import glob
+import json
 import sys
+import time
 import uuid
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 from jobs.common import scores, tables
 from jobs.common.session import build_session, exit_status, say
@@ -33,9 +38,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in ("segments", "corpus"):
         tables.check_writable(scores.part(options.scores, name), "--scores")
     spark = build_session("evaluate_captions")
-    for score in scores.evaluate(spark, options.captions, options.references, options.scores, uuid.uuid4().hex):
+    run_id, started, clock = uuid.uuid4().hex, datetime.now(UTC), time.monotonic()
+    found = scores.evaluate(spark, options.captions, options.references, options.scores, run_id)
+    seconds = time.monotonic() - clock
+    for score in found:
         say(scores.describe(score))
     say(f"written to {scores.part(options.scores, 'segments')} and {scores.part(options.scores, 'corpus')}")
+    counts = {"ok": sum(s.n_segments for s in found), "missing": sum(s.n_missing for s in found)}
+    run = {
+        "run_id": run_id,
+        "job": "evaluate_captions",
+        "started_at": started,
+        "seconds": seconds,
+        "n_images": sum(counts.values()),
+        "images_per_second": sum(counts.values()) / seconds,
+        "counts": counts,
+        "source": options.captions,
+        "target": options.scores,
+        "options": json.dumps(vars(options), sort_keys=True),
+    }
+    # Beside a glob of captions there is no one place.
+    tables.append_run(spark, options.scores if glob.has_magic(options.captions) else options.captions, run)
     return 0
 
 

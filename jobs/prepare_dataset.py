@@ -16,8 +16,10 @@ but cannot be read stand in the references alone: a score then counts them as mi
 import argparse
 import functools
 import logging
+import math
 import sys
-from collections.abc import Iterator, Sequence
+import urllib.parse
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -27,15 +29,14 @@ from pyspark.sql import types as T
 from pyspark.sql.pandas.types import to_arrow_schema
 
 from jobs.common import tables
-from jobs.common.executor import fetch
 from jobs.common.session import build_session, exit_status, say
-from nic_model.captioner import Failure
 from nic_model.datasets import LISTING_SUFFIXES, Example, read_dataset
 
 logger = logging.getLogger("jobs.prepare_dataset")
 
 BATCH_BYTES = 32 * 1024 * 1024  # an Arrow batch of images is closed once it holds this much
-PARTITION_FILES = 1000  # some 100 to 200 MB of photographs
+MAX_BYTES = 256 * 1024 * 1024  # a larger file is not read: it is no photograph
+LEAST_FILES, MOST_FILES = 100, 1000  # for a partition; of photographs some 10 to 200 MB
 SHOWN = 10  # images named in a warning
 
 IMAGES = T.StructType([tables.IMAGES[name] for name in ("image_id", "content", "uri")])
@@ -83,7 +84,8 @@ def read_examples(spark: SparkSession, listed: Sequence[Example] | None, locatio
             "uri": [Path(str(example.image)).absolute().as_uri() for example in listed],
             "captions": [list(example.captions) for example in listed],
         }
-        partitions = max(4 * spark.sparkContext.defaultParallelism, len(listed) // PARTITION_FILES)
+        fewest, most = math.ceil(len(listed) / MOST_FILES), math.ceil(len(listed) / LEAST_FILES)
+        partitions = min(max(4 * spark.sparkContext.defaultParallelism, fewest), most)
         return spark.createDataFrame(pa.table(columns), LISTED).repartition(partitions)
     needed = T.StructType([*(tables.IMAGES[name] for name in ("image_id", "content")), LISTED["captions"]])
     examples = [tables.read_table(spark, location, needed, role="--input") for location in locations]
@@ -105,23 +107,32 @@ def transform(examples: DataFrame) -> tuple[DataFrame, DataFrame]:
     return images.select(READ.names), captioned.select(tables.REFERENCES.names)
 
 
-def read_images(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+def read_images(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     """From (image_id, uri), a row of READ each, in batches that hold little more than BATCH_BYTES."""
     rows: list[dict[str, str | bytes | None]] = []
     size = 0
     for batch in batches:
         for row in batch.to_pylist():
-            result = fetch(row["image_id"], None, row["uri"]) or Failure("fetch_error", "the file is empty")
-            if isinstance(result, Failure):
-                row["error_message"] = result.message
-            else:
-                row["content"] = result
-                size += len(result)
+            try:
+                row["content"] = _read(row["uri"])
+                size += len(row["content"])
+            except (OSError, ValueError) as error:
+                row["error_message"] = str(error)
             rows.append(row)
             if size >= BATCH_BYTES:
                 yield _record_batch(rows)
                 rows, size = [], 0
     yield _record_batch(rows)
+
+
+def _read(uri: str) -> bytes:
+    """The bytes of a file. Raises OSError if it cannot be read, ValueError if it is empty or too large."""
+    # Not executor.fetch: it brings torch, which takes every Python worker seconds to import.
+    file = Path(urllib.parse.unquote(urllib.parse.urlsplit(uri).path))
+    n_bytes = file.stat().st_size
+    if not 0 < n_bytes <= MAX_BYTES:
+        raise ValueError(f"the file has {n_bytes} bytes: read are 1 to {MAX_BYTES}")
+    return file.read_bytes()
 
 
 def _record_batch(rows: list[dict[str, str | bytes | None]]) -> pa.RecordBatch:

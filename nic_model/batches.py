@@ -69,7 +69,8 @@ def shuffled(n: int, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
     order = np.random.default_rng((seed, epoch)).permutation(n).tolist()
     batches = [order[start : start + batch_size] for start in range(0, n, batch_size)]
     if len(batches) > 1 and len(batches[-1]) == 1:
-        batches[-2] += batches.pop()
+        (last,) = batches.pop()
+        batches[-1].append(last)
     return batches
 
 

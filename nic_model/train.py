@@ -109,7 +109,6 @@ class Training:
     def _epoch(self, epoch: int) -> float:
         """One pass over the training images, all captions of each. Returns the mean loss of a word."""
         config, fine_tune = self.config, epoch >= self.config.frozen_epochs
-        torch.manual_seed(hash((config.seed, epoch)) % 2**63)  # dropout repeats after a resume
         batches = shuffled(len(self.train), config.batch_size, config.seed, epoch)
         encoder = self.model.encoder
         encode: Encode | None = None
@@ -122,6 +121,8 @@ class Training:
             views = ImageViews(self.train, self.model.config.image_size, config.seed, view=epoch + 1)
             inputs, encode = load_views(views, batches, config.workers), encoder
         self.model.train()
+        # Only now, for what is computed once drew numbers too. It makes dropout repeat after a resume.
+        torch.manual_seed(hash((config.seed, epoch)) % 2**63)
         total, count = 0.0, 0
         name = f"epoch {epoch + 1} {'fine-tuning' if fine_tune else 'frozen encoder'}"
         with tqdm(total=len(self.train), desc=name, unit="image", leave=False, mininterval=1) as progress:

@@ -1,6 +1,7 @@
 """What runs on an executor: Arrow record batches of images in, of captions out. No Spark here, so that it can be run,
 measured and debugged in any Python."""
 
+import os
 import urllib.parse
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
@@ -67,9 +68,10 @@ def fetch(image_id: str | None, content: bytes | None, uri: str | None) -> bytes
     try:
         if content is None:
             file = Path(urllib.parse.unquote(urllib.parse.urlsplit(uri).path, errors="surrogateescape"))
-            size = file.stat().st_size
-            if size <= MAX_BYTES:
-                return file.read_bytes()
+            with file.open("rb") as opened:
+                size = os.fstat(opened.fileno()).st_size
+                if size <= MAX_BYTES:
+                    return opened.read()
         else:
             size = len(content)
             if size <= MAX_BYTES:

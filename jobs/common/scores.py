@@ -16,7 +16,8 @@ from nic_model.metrics.tokenizer import tokenize
 METRICS = tuple(f"bleu_{n}" for n in range(1, ORDER + 1))
 KEYS = ("model_id", "decode_id")
 
-# What goes into count_segments, and what comes out.
+# What is needed of the captions; what goes into count_segments, and what comes out.
+CAPTIONS = T.StructType([tables.CAPTIONS[n] for n in ("image_id", *KEYS, "caption", "status")])
 PAIRS = T.StructType([*(tables.SEGMENTS[n] for n in ("image_id", *KEYS, "caption")), tables.REFERENCES["captions"]])
 COUNTED = T.StructType([f for f in tables.SEGMENTS if f.name != "run_id"])
 
@@ -57,12 +58,17 @@ def _count(pair: dict[str, object]) -> dict[str, object]:
     return row
 
 
+def captioned(captions: DataFrame) -> DataFrame:
+    """The captions that there are: what failed is left out."""
+    return captions.where((F.col("status") == "ok") & F.col("caption").isNotNull())
+
+
 def pair(captions: DataFrame, references: DataFrame) -> DataFrame:
     """A row of PAIRS for each image of `references` and each model and decoding of `captions`, and one for each
-    caption whose image has no references. What one side lacks is null; a caption that failed is lacking."""
-    written = captions.select("image_id", *KEYS, F.when(F.col("status") == "ok", F.col("caption")).alias("caption"))
-    wanted = written.select(*KEYS).distinct().join(references.select("image_id", "captions"), how="cross")
-    return written.join(wanted, ["image_id", *KEYS], how="full").select(PAIRS.names)
+    caption whose image has no references. What one side lacks is null."""
+    models = F.broadcast(captions.select(*KEYS).distinct())
+    wanted = references.select("image_id", "captions").join(models, how="cross")
+    return captioned(captions).join(wanted, ["image_id", *KEYS], how="full").select(PAIRS.names)
 
 
 def score_segments(segments: DataFrame) -> list[Score]:
@@ -86,20 +92,19 @@ def _score(row: Row) -> Score:
 def evaluate(spark: SparkSession, captions: str, references: str, scores: str, run_id: str) -> list[Score]:
     """Scores the captions table at `captions` and writes the tables segments and corpus at `scores`.
 
-    Raises ValueError where a table is missing or lacks columns, where an image stands twice, or where not one image
-    of the captions is among the references.
+    Raises ValueError, before it writes, where a table is missing or lacks columns, where an image stands twice, or
+    where not one image with a caption is among the references.
     """
-    written = tables.read_table(spark, captions, tables.CAPTIONS, role="--captions")
+    written = tables.read_table(spark, captions, CAPTIONS, role="--captions")
     wanted = tables.read_table(spark, references, tables.REFERENCES, role="--references")
     _check_unique(wanted, ["image_id"], f"--references {references}")
-    _check_unique(written, ["image_id", *KEYS], f"--captions {captions}")
+    _check_unique(captioned(written), ["image_id", *KEYS], f"--captions {captions}")
+    _check_match(captioned(written), wanted, f"--captions {captions}", f"--references {references}")
     counted = pair(written, wanted).mapInArrow(count_segments, COUNTED)
     target = part(scores, "segments")
     segments = counted.withColumn("run_id", F.lit(run_id)).select(tables.SEGMENTS.names)
     tables.write_table(segments, target, mode="overwrite")
     found = score_segments(tables.read_table(spark, target, tables.SEGMENTS, role="--scores"))
-    if not any(score.n_segments for score in found):
-        _explain_no_match(written, wanted)
     tables.write_table(_corpus(spark, found, run_id), part(scores, "corpus"), mode="overwrite")
     return found
 
@@ -130,15 +135,23 @@ def _corpus(spark: SparkSession, scores: list[Score], run_id: str) -> DataFrame:
 
 
 def _check_unique(table: DataFrame, keys: list[str], what: str) -> None:
-    twice = table.groupBy(*keys).count().where(F.col("count") > 1).orderBy(*keys).head(1)
+    named = table.where(F.col("image_id").isNotNull())
+    twice = named.groupBy(*keys).count().where(F.col("count") > 1).orderBy(*keys).head(1)
     if twice:
         raise ValueError(f"{what}: image_id {twice[0]['image_id']} is there {twice[0]['count']} times; once is allowed")
 
 
-def _explain_no_match(captions: DataFrame, references: DataFrame) -> None:
-    here, there = (next(iter(table.select("image_id").head(1)), [None])[0] for table in (captions, references))
-    if captions.where(F.col("status") == "ok").isEmpty():
-        raise ValueError("--captions has no row of status ok: there is nothing to score")
+def _check_match(captions: DataFrame, references: DataFrame, here: str, there: str) -> None:
+    usable = references.where(F.size("captions") > 0)
+    if not captions.join(usable, "image_id", how="left_semi").isEmpty():
+        return
+    images = []
+    for table, what in ((captions, f"{here}: no row with a caption"), (usable, f"{there}: no row with references")):
+        first = table.select("image_id").where(F.col("image_id").isNotNull()).head()
+        if first is None:
+            raise ValueError(what)
+        images.append(first["image_id"])
     raise ValueError(
-        f"no image_id of --captions is in --references with captions: {here!r} here, {there!r} there, for example"
+        f"{here} and {there} have not one image_id in common, which must be the same, file extension included:"
+        f" {images[0]!r} in the one, {images[1]!r} in the other"
     )

@@ -145,7 +145,7 @@ def read_table(spark: SparkSession, location: str, needed: T.StructType, role: s
     """Parquet, or a catalog table. Raises ValueError with one line where it is missing, or lacks one of `needed`."""
     check_readable(location, role)
     try:
-        table = spark.read.table(location) if is_table_name(location) else spark.read.parquet(location)
+        table = spark.read.table(location) if is_table_name(location) else spark.read.parquet(*_files(location))
     except AnalysisException as error:
         reason = str(error).splitlines()[0].split(" SQLSTATE")[0]
         raise ValueError(f"{role} {location}: {reason}") from None
@@ -156,6 +156,12 @@ def read_table(spark: SparkSession, location: str, needed: T.StructType, role: s
         describe = "; ".join(f"{name} must be {wanted[name]}, is {there.get(name, 'missing')}" for name in bad)
         raise ValueError(f"{role} {location}: {describe}; it has {', '.join(f'{n} {k}' for n, k in there.items())}")
     return table
+
+
+def _files(location: str) -> list[str]:
+    """What a local glob matches, in order; any other path is left to Spark, which warns at length of a glob."""
+    path = local_path(location)
+    return sorted(glob.glob(path)) if path is not None and glob.has_magic(path) else [location]  # noqa: PTH207
 
 
 def read_captions(spark: SparkSession, location: str) -> DataFrame | None:
@@ -233,7 +239,9 @@ def append_run(spark: SparkSession, captions: str, values: dict[str, Any]) -> No
 
 def beside(location: str, name: str) -> str:
     """Where the table `name` that belongs to the one at `location` is."""
-    return f"{location.rstrip('/')}_{name}"
+    place = f"{location.rstrip('/')}_{name}"
+    # Beside the file `captions.parquet`, `captions.parquet_runs` would read as a table in the catalog.
+    return f"./{place}" if is_table_name(place) and not is_table_name(location) else place
 
 
 @contextmanager

@@ -1,0 +1,1 @@
+"""Scores of captions against references: tokens, counts of each segment that add up, scores of counts. No torch."""

@@ -163,7 +163,7 @@ _RULES: list[tuple[str, Callable[[str], str]]] = [
     ),
     (rf"(@[A-Za-z_][A-Za-z_0-9]*|#{_WORD_START}+)", _same),
     # Full stops that belong to the word, or not.
-    (rf"([A-Za-z])\.{_BLANK}+(?:(?=[A-Z])(?i:{_SENTENCE_STARTS}){_BLANK}|{_TAG})", _same),
+    (rf"([A-Za-z])\.{_BLANK}+(?:(?=[A-Z])(?i:{_SENTENCE_STARTS})|{_TAG}){_BLANK}", _same),
     (rf"((?:(?i:{_SUFFIXES})|{_CAPITAL_SUFFIXES}|(?i:pp?t)[ey]s?)\.)(?s:..)", _same),
     (rf"((?i:{_ACRONYM}|(?:ph|ed)\.d|[a-z]|{_TITLES}|(?:rev|cont){_APOSTROPHE}d)\.|[mM][ft]g\.)", _same),
     (rf"((?i:{_NUMBERED})\.)[ \t\u00a0]?[0-9]", _same),

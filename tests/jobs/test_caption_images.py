@@ -1,0 +1,244 @@
+"""The main job in a local session: what it reads, what it writes, and what it does the second time."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pyspark.sql import DataFrame, SparkSession
+
+from jobs import caption_images
+from jobs.common import tables
+from jobs.common.session import exit_status
+from jobs.common.sources import ImageFiles, ImageTable, find_source
+from tests.hostile_images import photographs as photos
+from tests.hostile_images import write_hostile_folder
+from tests.nic_model.test_captioner import photographs
+from tests.tiny import tiny_model_directory
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model_directory(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three images, one of them in a sub-folder, and a text file."""
+    images = tmp_path / "images"
+    (images / "sub").mkdir(parents=True)
+    for name, content in zip(("a.png", "_DSC1.PNG", "sub/c.png"), photographs(3), strict=True):
+        (images / name).write_bytes(content)
+    (images / "notes.txt").write_text("no image")
+    return images
+
+
+def run(model: Path, folder: Path, *options: object) -> int:
+    """The job as spark-submit would run it."""
+    arguments = ["--images", str(folder), "--model", str(model), *map(str, options)]
+    return exit_status(lambda: caption_images.main(arguments))
+
+
+def read(spark: SparkSession, location: Path | str) -> dict[str, dict[str, object]]:
+    rows = spark.read.parquet(str(location)).collect()
+    assert len({row["image_id"] for row in rows}) == len(rows)
+    return {row["image_id"]: row.asDict() for row in rows}
+
+
+def test_folder_to_table(spark: SparkSession, model: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = folder.parent / "captions"
+    assert run(model, folder, "--captions", out) == 0
+    assert spark.read.parquet(str(out)).schema.simpleString() == tables.CAPTIONS.simpleString()
+    rows = read(spark, out)
+    assert sorted(rows) == ["_DSC1.PNG", "a.png", "sub/c.png"]
+    for name, row in rows.items():
+        assert row["status"] == "ok"
+        assert row["caption"]
+        assert row["uri"] == (folder / name).as_uri()
+        assert (row["width"], row["height"]) == (90, 60)
+    printed = capsys.readouterr().out
+    assert f"a.png      {rows['a.png']['caption']}" in printed
+    assert "3 images in" in printed
+    assert "images/s: 3 ok" in printed
+    (record,) = spark.read.parquet(f"{out}_runs").collect()
+    assert (record["job"], record["n_images"], record["counts"]) == ("caption_images", 3, {"ok": 3})
+    assert record["run_id"] == rows["a.png"]["run_id"]
+    assert json.loads(record["options"])["decode"]["beam_size"] == 2
+
+
+def test_second_run_captions_only_what_is_new_changed_or_failed(
+    spark: SparkSession, model: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = folder.parent / "captions"
+    (folder / "bad.jpg").write_bytes(b"")
+    assert run(model, folder, "--captions", out) == 0
+    first = read(spark, out)
+    assert run(model, folder, "--captions", out, "--images", folder / "*.[Pp][Nn][Gg]") == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert read(spark, out) == first
+
+    (folder / "new.png").write_bytes(photographs(4)[3])
+    (folder / "bad.jpg").write_bytes(photographs(5)[4])
+    os.utime(folder / "a.png", (1, 1))
+    assert run(model, folder, "--captions", out) == 0
+    second = read(spark, out)
+    changed = {name for name, row in second.items() if row != first.get(name)}
+    assert changed == {"new.png", "bad.jpg", "a.png"}
+    assert {row["status"] for row in second.values()} == {"ok"}
+    assert [path.name for path in folder.parent.iterdir() if path.name.startswith(".")] == []
+
+
+def test_other_settings_stand_beside_and_overwrite_replaces(spark: SparkSession, model: Path, folder: Path) -> None:
+    out = str(folder.parent / "captions")
+    assert run(model, folder, "--captions", out) == 0
+    assert run(model, folder, "--captions", out, "--beam-size", 1) == 0
+    assert spark.read.parquet(out).groupBy("decode_id").count().collect()[1]["count"] == 3
+    assert spark.read.parquet(out).count() == 6
+    assert run(model, folder, "--captions", out, "--mode", "overwrite", "--limit", 2) == 0
+    assert spark.read.parquet(out).count() == 2
+
+
+def test_hostile_folder_gives_a_row_each(spark: SparkSession, model: Path, tmp_path: Path) -> None:
+    expected = write_hostile_folder(tmp_path / "hostile", photos(20))
+    assert run(model, tmp_path / "hostile", "--captions", tmp_path / "out") == 0
+    rows = read(spark, tmp_path / "out")
+    assert {name: row["status"] for name, row in rows.items()} == expected
+    for row in rows.values():
+        assert (row["error_message"] is None) == (row["status"] == "ok")
+    upright, turned = rows["photo_00.jpg"], rows["exif_orientation_6.jpg"]
+    assert (turned["width"], turned["height"]) == (upright["width"], upright["height"])
+    assert turned["caption"] == upright["caption"]
+
+
+def image_table(path: Path, rows: Sequence[dict[str, object]], **columns: pa.DataType) -> Path:
+    schema = pa.schema(list((columns or {"image_id": pa.string(), "content": pa.binary()}).items()))
+    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), path)
+    return path
+
+
+def test_parquet_of_one_row_group_is_spread(spark: SparkSession, model: Path, tmp_path: Path) -> None:
+    rows = [{"image_id": str(n), "content": content} for n, content in enumerate(photographs(9))]
+    source = image_table(tmp_path / "images.parquet", [*rows, {"image_id": "none"}, {"content": b"x"}])
+    images = ImageTable(str(source)).read(spark)
+    assert caption_images.spread(images).rdd.getNumPartitions() >= 4
+    assert run(model, source, "--captions", tmp_path / "out") == 0
+    found = spark.read.parquet(str(tmp_path / "out")).groupBy("status").count().collect()
+    assert {row["status"]: row["count"] for row in found} == {"ok": 9, "fetch_error": 1, "invalid_id": 1}
+
+
+def test_catalog_table_in_and_out(spark: SparkSession, model: Path, tmp_path: Path) -> None:
+    rows = [(str(n), f"v{n}", bytearray(content)) for n, content in enumerate(photographs(3))]
+    images: DataFrame = spark.createDataFrame(rows, "image_id string, image_version string, content binary")
+    images.write.saveAsTable("default.images", mode="overwrite")
+    for _ in range(2):
+        assert run(model, Path("default.images"), "--captions", "default.captions") == 0
+    assert spark.table("default.captions").count() == 3
+    images.where("image_id != '1'").union(
+        spark.createDataFrame([("1", "v9", rows[1][2])], images.schema)
+    ).write.saveAsTable("default.images", mode="overwrite")
+    assert run(model, Path("default.images"), "--captions", "default.captions") == 0
+    versions = {row["image_id"]: row["image_version"] for row in spark.table("default.captions").collect()}
+    assert versions == {"0": "v0", "1": "v9", "2": "v2"}
+
+
+def test_references_in_the_same_run(
+    spark: SparkSession, model: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    references = folder.parent / "references.parquet"
+    rows = [{"image_id": name, "captions": ["a dog runs in the grass"]} for name in ("a.png", "_DSC1.PNG", "gone.png")]
+    image_table(references, rows, image_id=pa.string(), captions=pa.list_(pa.string()))
+    out = folder.parent / "captions"
+    assert run(model, folder, "--captions", out, "--references", references) == 0
+    corpus = spark.read.parquet(f"{out}_scores/corpus").collect()
+    assert {row["metric"] for row in corpus} == {"bleu_1", "bleu_2", "bleu_3", "bleu_4"}
+    assert {(row["n_segments"], row["n_missing"]) for row in corpus} == {(2, 2)}
+    assert "BLEU-4" in capsys.readouterr().out
+
+
+def test_failure_rate_decides_the_exit_status(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "good.png").write_bytes(photographs(1)[0])
+    (tmp_path / "images" / "bad.png").write_bytes(b"")
+    assert run(model, tmp_path / "images", "--captions", tmp_path / "a", "--max-failure-rate", 0.5) == 0
+    assert run(model, tmp_path / "images", "--captions", tmp_path / "b", "--max-failure-rate", 0.4) == 1
+    assert "50% of the images failed, more than --max-failure-rate 0.4" in capsys.readouterr().err
+    assert pq.read_table(tmp_path / "b").num_rows == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--beam-size", "0"], "--beam-size 0: must be at least 1"),
+        (["--images", "nothing/here"], "--images nothing/here: no such folder"),
+        (["--images", "nothing/*.jpg"], "--images nothing/*.jpg: no image files there"),
+        (["--images", "nothing.parquet"], "--images nothing.parquet: no such file"),
+        (["--images", "s3://bucket/prefix"], "--images s3://bucket/prefix: allowed are a local folder"),
+        (["--images", "tests/jobs"], "--images tests/jobs: no image files there; taken for images are .bmp"),
+        (["--model", "nothing"], "--model nothing: no such directory"),
+        (["--device", "tpu"], "--device tpu: allowed are auto, cpu, cuda, or cuda:N"),
+        (["--mode", "append"], "--mode append: allowed are resume, overwrite"),
+        (["--format", "csv"], "--format csv: allowed are parquet"),
+        (["--captions", "README.md"], "--captions README.md: is a file; a table is a folder"),
+        (["--captions", "tests"], "which is of no table; choose an empty folder"),
+        (["--references", "nothing"], "--references nothing: no such file or folder"),
+        (["--alternatives", "5"], "--alternatives 5: must be below the beam size, 2"),
+        (["--max-failure-rate", "-1"], "--max-failure-rate -1.0: must be at least 0"),
+    ],
+)
+def test_bad_options_are_one_line_before_spark_starts(
+    options: list[str], message: str, model: Path, folder: Path,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(caption_images, "build_session", lambda name: pytest.fail("Spark was started"))
+    assert run(model, folder, "--captions", folder.parent / "out", *options) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"image_id": pa.string()}, "content must be binary, is missing; it has image_id string"),
+        ({"image_id": pa.int64(), "content": pa.binary()}, "image_id must be string, is bigint"),
+        ({"name": pa.string()}, "image_id must be string, is missing; content must be binary, is missing; it has name"),
+    ],
+)
+def test_tables_without_the_columns_are_refused(
+    spark: SparkSession, columns: dict[str, pa.DataType], message: str, model: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    source = image_table(tmp_path / "images.parquet", [], **columns)
+    assert run(model, source, "--captions", tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("location", "kind"),
+    [
+        ("a.parquet", ImageTable),
+        ("data/part-*.parquet", ImageTable),
+        ("database.images", ImageTable),
+        ("catalog.database.images", ImageTable),
+        ("photos", ImageFiles),
+        ("photos/*.jpg", ImageFiles),
+        ("file:///photos", ImageFiles),
+    ],
+)
+def test_sources_are_told_apart(location: str, kind: type) -> None:
+    assert isinstance(find_source(location), kind)
+
+
+def test_dangling_links_and_odd_names_are_not_lost(spark: SparkSession, folder: Path) -> None:
+    (folder / "gone.jpg").symlink_to("nowhere")
+    (folder / "a #%41 ü?.png").write_bytes(photographs(1)[0])
+    ids = {row["image_id"] for row in ImageFiles(str(folder)).read(spark).collect()}
+    assert {"gone.jpg", "a #%41 ü?.png", "sub/c.png"} <= ids
+    assert "notes.txt" not in ids

@@ -1,0 +1,90 @@
+"""What executors run, without Spark: one row out for each row in, whatever the rows are."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from jobs.common import executor
+from jobs.common.executor import INPUT, OUTPUT, caption_batches, fetch
+from nic_model.captioner import Captioner, Failure
+from tests.nic_model.test_captioner import photographs
+from tests.tiny import tiny_model_directory
+
+
+@pytest.fixture(scope="module")
+def captioner(tmp_path_factory: pytest.TempPathFactory) -> Captioner:
+    return Captioner.load(tiny_model_directory(tmp_path_factory.mktemp("model")), batch_size=4)
+
+
+def record_batch(*rows: tuple[str | None, str | None, str | None, bytes | None]) -> pa.RecordBatch:
+    return pa.RecordBatch.from_pylist([dict(zip(INPUT.names, row, strict=True)) for row in rows], schema=INPUT)
+
+
+def test_rows_keep_their_order_and_names(captioner: Captioner, tmp_path: Path) -> None:
+    good = photographs(5)
+    (tmp_path / "a b.png").write_bytes(good[0])
+    uri = (tmp_path / "a b.png").as_uri()
+    batches = [
+        record_batch(("1", "v1", None, good[1]), ("2", None, uri, None), ("3", None, None, b"no image")),
+        record_batch(),
+        record_batch((None, None, None, good[2]), ("5", None, None, None)),
+        record_batch(("6", None, "file:///nowhere/at/all.jpg", None)),
+    ]
+    found = list(caption_batches(batches, captioner, read_files=True))
+    assert all(batch.schema == OUTPUT for batch in found)
+    rows = [row for batch in found for row in batch.to_pylist()]
+    assert [(row["image_id"], row["status"]) for row in rows] == [
+        ("1", "ok"),
+        ("2", "ok"),
+        ("3", "decode_error"),
+        (None, "invalid_id"),
+        ("5", "fetch_error"),
+        ("6", "fetch_error"),
+    ]
+    assert rows[0]["image_version"] == "v1"
+    assert rows[1]["uri"] == uri
+    for row in rows:
+        good_row = row["status"] == "ok"
+        assert (row["caption"] is not None) == (row["log_prob"] is not None) == (row["width"] == 90) == good_row
+        assert (row["error_message"] is None) == good_row
+        assert row["captioned_at"] is not None
+
+
+def test_files_are_read_only_where_the_job_listed_them(captioner: Captioner, tmp_path: Path) -> None:
+    """A table's uri must not make an executor read its own disk."""
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(photographs(1)[0])
+    (batch,) = caption_batches([record_batch(("1", None, secret.as_uri(), None))], captioner)
+    assert batch.to_pylist()[0]["status"] == "fetch_error"
+
+
+def test_no_batches_no_batches(captioner: Captioner) -> None:
+    assert list(caption_batches([], captioner)) == []
+
+
+@pytest.mark.parametrize(
+    ("image_id", "content", "name", "expected"),
+    [
+        ("a", b"bytes", None, b"bytes"),
+        ("a", b"", None, b""),
+        (None, b"bytes", None, Failure("invalid_id", "image_id is null")),
+        ("a", None, None, Failure("fetch_error", "content is null")),
+        ("a", None, "file", b"on disk"),
+        ("a", None, "missing", Failure("fetch_error", "FileNotFoundError: No such file or directory")),
+        ("a", None, "folder", Failure("fetch_error", "IsADirectoryError: Is a directory")),
+        ("a", None, "large", Failure("too_large", "33 bytes; at most 32 are read")),
+        ("a", b"x" * 33, None, Failure("too_large", "33 bytes; at most 32 are read")),
+        ("a", None, "ünï %41 #?.jpg", b"odd name"),
+    ],
+)
+def test_fetch(
+    image_id: str | None, content: bytes | None, name: str | None, expected: bytes | Failure,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(executor, "MAX_BYTES", 32)
+    (tmp_path / "file").write_bytes(b"on disk")
+    (tmp_path / "large").write_bytes(b"x" * 33)
+    (tmp_path / "ünï %41 #?.jpg").write_bytes(b"odd name")
+    (tmp_path / "folder").mkdir()
+    assert fetch(image_id, content, (tmp_path / name).as_uri() if name else None) == expected
