@@ -10,6 +10,7 @@ table gets one row, and, with --references, the score tables are written too.
 import argparse
 import dataclasses
 import json
+import logging
 import sys
 import time
 import uuid
@@ -24,11 +25,13 @@ from pyspark.sql import functions as F
 from jobs.common import scores, tables
 from jobs.common.executor import INPUT
 from jobs.common.session import build_session, exit_status, say
-from jobs.common.sources import ImageFiles, ImageTable, find_source
+from jobs.common.sources import TASKS_PER_CORE, ImageFiles, ImageTable, find_source
 from jobs.common.udfs import CaptionerRecipe, caption_udf
-from nic_model.captioner import check_device
+from nic_model.captioner import check_device, pick_device
 from nic_model.checkpoint import ModelFiles
 from nic_model.config import PRECISIONS, Config, DecodeConfig, add_options, given_options, option
+
+logger = logging.getLogger("jobs.caption_images")
 
 PROJECT = Path(__file__).resolve().parents[1]
 SHOWN = 20  # captions printed at the end
@@ -125,15 +128,17 @@ def transform(images: DataFrame, job: Job) -> DataFrame:
 def run(spark: SparkSession, job: Job) -> DataFrame:
     """Reads, captions and writes. Returns the rows of this run, as they stand in the table."""
     images = job.source.read(spark)
-    if job.config.limit:
-        images = images.limit(job.config.limit)
     existing = tables.read_captions(spark, job.captions) if job.config.mode == "resume" else None
     if existing is not None:
         images = not_captioned(images, existing, job.keys())
+    if job.config.limit:
+        images = images.limit(job.config.limit)
+    if isinstance(job.source, ImageFiles):
+        images = images.repartition(TASKS_PER_CORE * spark.sparkContext.defaultParallelism)
     if existing is None:
-        tables.write_table(transform(spread(images), job), job.captions, mode="overwrite")
+        tables.write_table(transform(images, job), job.captions, mode="overwrite")
     elif not images.isEmpty():
-        tables.merge_captions(transform(spread(images), job), existing, job.captions)
+        tables.merge_captions(transform(images, job), existing, job.captions)
     written = tables.read_captions(spark, job.captions)
     assert written is not None
     return written.where(F.col("run_id") == job.run_id)
@@ -145,13 +150,6 @@ def not_captioned(images: DataFrame, captions: DataFrame, keys: dict[str, str]) 
     same = images["image_id"].eqNullSafe(done["image_id"])
     same_version = images["image_version"].eqNullSafe(done["image_version"])
     return images.join(done, same & same_version, how="left_anti")
-
-
-def spread(images: DataFrame) -> DataFrame:
-    """At least two tasks for each core, where the input comes in fewer pieces: a Parquet file of one row group is
-    one, however many images it holds. Such inputs are small enough to be moved."""
-    wanted = 2 * images.sparkSession.sparkContext.defaultParallelism
-    return images if images.rdd.getNumPartitions() >= wanted else images.repartition(wanted)
 
 
 def report(spark: SparkSession, job: Job, rows: DataFrame, started: datetime, seconds: float) -> float:
@@ -198,6 +196,10 @@ def report(spark: SparkSession, job: Job, rows: DataFrame, started: datetime, se
 def main(arguments: Sequence[str] | None = None) -> int:
     job = check(parse_args(arguments))
     spark = build_session("caption_images")
+    master = spark.sparkContext.master or ""
+    if master.startswith("local"):
+        pick_device(job.config.device)  # the executor is here, so what it lacks can be said now
+    logger.info("captioning %s with model %s on %s", job.source.location, job.files.model_id, master)
     started, clock = datetime.now(UTC), time.monotonic()
     rows = run(spark, job)
     failure_rate = report(spark, job, rows, started, time.monotonic() - clock)

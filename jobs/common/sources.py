@@ -18,6 +18,9 @@ from pyspark.sql import types as T
 from jobs.common import tables
 from jobs.common.executor import INPUT
 
+# Enough for the last tasks of a run to end at about the same time.
+TASKS_PER_CORE = 4
+
 # In a folder these are taken for images; a glob takes whatever it matches.
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff"})
 
@@ -37,9 +40,8 @@ class ImageFiles:
             raise ValueError(f"--images {self.location}: no image files there{kinds}")
 
     def read(self, spark: SparkSession) -> DataFrame:
-        """One executor lists the files, so that the driver never holds their names; all of them read."""
-        found = spark.range(1, numPartitions=1).mapInArrow(self._list, tables.IMAGES)
-        return found.repartition(4 * spark.sparkContext.defaultParallelism)
+        """Paths only, without content. An executor lists the files, so that the driver never holds their names."""
+        return spark.range(1, numPartitions=1).mapInArrow(self._list, tables.IMAGES)
 
     def _list(self, _: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         rows: list[dict[str, str | None]] = []
@@ -94,7 +96,7 @@ class ImageTable:
     def read(self, spark: SparkSession) -> DataFrame:
         """Raises ValueError where the table is missing or lacks a column."""
         needed = T.StructType([tables.IMAGES["image_id"], tables.IMAGES["content"]])
-        images = tables.read_table(spark, self.location, needed, role="--images")
+        images = _spread(tables.read_table(spark, self.location, needed, role="--images"))
         optional = (name for name in ("image_version", "uri") if name not in images.columns)
         images = images.withColumns({name: F.lit(None).cast("string") for name in optional})
         return images.select(*(F.col(f.name).cast(f.dataType) for f in tables.IMAGES))
@@ -111,6 +113,13 @@ def find_source(location: str) -> ImageFiles | ImageTable:
     if tables.is_table_name(location) or location.rstrip("*/").endswith(".parquet") or _has_parquet(location):
         return ImageTable(location)
     return ImageFiles(location)
+
+
+def _spread(images: DataFrame) -> DataFrame:
+    """Several tasks for each core where the table comes in fewer pieces: a Parquet file of one row group is one piece,
+    however many images it holds. What comes in few pieces is small enough to be moved."""
+    wanted = TASKS_PER_CORE * images.sparkSession.sparkContext.defaultParallelism
+    return images if images.rdd.getNumPartitions() >= wanted else images.repartition(wanted)
 
 
 def _has_parquet(location: str) -> bool:
