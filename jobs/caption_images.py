@@ -133,7 +133,8 @@ def run(spark: SparkSession, job: Job) -> DataFrame:
         images = not_captioned(images, existing, job.keys())
     if job.config.limit:
         images = images.limit(job.config.limit)
-    if isinstance(job.source, ImageFiles):
+    if job.config.limit or isinstance(job.source, ImageFiles):
+        # A limit leaves one task, as listing does. What is moved is little: so many images, or paths.
         images = images.repartition(TASKS_PER_CORE * spark.sparkContext.defaultParallelism)
     if existing is None:
         tables.write_table(transform(images, job), job.captions, mode="overwrite")

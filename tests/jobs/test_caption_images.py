@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -126,6 +126,28 @@ def test_parquet_of_one_row_group_is_spread(spark: SparkSession, model: Path, tm
     assert run(model, source, "--captions", tmp_path / "out") == 0
     found = spark.read.parquet(str(tmp_path / "out")).groupBy("status").count().collect()
     assert {row["status"]: row["count"] for row in found} == {"ok": 9, "fetch_error": 1, "invalid_id": 1}
+
+
+def test_arrow_batches_are_bounded_in_bytes(spark: SparkSession, tmp_path: Path) -> None:
+    """A batch is closed once it has passed the limit: it holds no more than that and one row."""
+    megabyte, limit = 1 << 20, 4 << 20
+    rows = [{"image_id": str(n), "content": os.urandom(megabyte if n % 2 else 1000)} for n in range(40)]
+    images = ImageTable(str(image_table(tmp_path / "images.parquet", rows))).read(spark).repartition(1)
+    before = spark.conf.get("spark.sql.execution.arrow.maxBytesPerBatch")
+    spark.conf.set("spark.sql.execution.arrow.maxBytesPerBatch", str(limit))
+
+    def sizes(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            yield pa.RecordBatch.from_pydict({"rows": [batch.num_rows], "bytes": [batch.nbytes]})
+
+    try:
+        found = images.mapInArrow(sizes, "rows long, bytes long").collect()
+    finally:
+        assert before is not None
+        spark.conf.set("spark.sql.execution.arrow.maxBytesPerBatch", before)
+    assert sum(row["rows"] for row in found) == 40
+    assert len(found) > 3
+    assert max(row["bytes"] for row in found) < limit + 2 * megabyte
 
 
 def test_catalog_table_in_and_out(spark: SparkSession, model: Path, tmp_path: Path) -> None:
