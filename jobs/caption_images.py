@@ -160,11 +160,14 @@ def report(spark: SparkSession, job: Job, rows: DataFrame, started: datetime, se
     failed = total - counts.get("ok", 0)
     captions = tables.read_captions(spark, job.captions)
     assert captions is not None
-    shown = captions.where(tables.having(job.keys())).orderBy("image_id").limit(SHOWN).collect()
+    first = captions.where(tables.having(job.keys())).orderBy("image_id").head(SHOWN + 1)
+    shown = first[:SHOWN]
     width = max((len(row["image_id"] or "") for row in shown), default=0)
     for row in shown:
         text = row["caption"] if row["status"] == "ok" else f"[{row['status']}] {row['error_message']}"
         say(f"{row['image_id'] or '':{width}}  {text}")
+    if len(first) > SHOWN:
+        say("...")
     if total:
         rate = f"{total} images in {seconds:.1f} s, {total / seconds:.1f} images/s"
         by_status = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))

@@ -65,8 +65,8 @@ def open_rgb(content: bytes, size: int, max_pixels: int = MAX_PIXELS) -> tuple[I
             raise
         except UnidentifiedImageError:
             raise ImageError("decode_error", f"not an image in a known format ({', '.join(FORMATS)})") from None
-        except Image.DecompressionBombError as error:
-            raise ImageError("too_large", str(error)) from None
+        except Image.DecompressionBombError:
+            raise ImageError("too_large", f"far too many pixels; at most {max_pixels} are decoded") from None
         except MemoryError:
             raise ImageError("too_large", "not enough memory to decode it") from None
         except Exception as error:

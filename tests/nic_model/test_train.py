@@ -86,7 +86,7 @@ def test_it_learns(folder: Path) -> None:
     assert [name in text for name, text in zip(COLOURS, captions, strict=True)] == [True] * 4
     notes = json.loads((folder / "learnt" / "config.json").read_text())["training"]
     assert notes["dev"]["bleu_4"] == max(row["bleu_4"] for row in notes["history"])
-    assert len(notes["history"]) == 16
+    assert notes["history"][-1] == notes["dev"]  # the model is that of the best epoch
 
 
 @pytest.mark.parametrize("stages", [0, 2])
