@@ -2,13 +2,13 @@
 score of counts, however many segments they are of."""
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-ORDER = 4
+from nic_model.metrics.ngrams import ORDER, NGrams, count_ngrams
+
 # Layout of counts: n-grams of the candidate also in a reference (n = 1..4), n-grams of the candidate (n = 1..4),
 # tokens of the candidate, tokens of the reference nearest to it in length (the shorter of two).
 SIZE = 2 * ORDER + 2
@@ -21,19 +21,20 @@ _TINY, _SMALL = 1e-15, 1e-9
 
 def segment_counts(candidate: Sequence[str], references: Sequence[Sequence[str]]) -> Counts:
     """Counts of one tokenised caption against its references, int64 (10,). Raises ValueError without references."""
+    return ngram_counts(count_ngrams(candidate), [count_ngrams(reference) for reference in references])
+
+
+def ngram_counts(candidate: NGrams, references: Sequence[NGrams]) -> Counts:
+    """The same of n-grams that are counted already."""
     if not references:
         raise ValueError("BLEU needs at least one reference for a caption")
-    counts = np.zeros(SIZE, np.int64)
-    for n in range(1, ORDER + 1):
-        most: Counter[tuple[str, ...]] = Counter()
-        for reference in references:
-            most |= _ngrams(reference, n)
-        found = _ngrams(candidate, n)
-        counts[n - 1] = (found & most).total()
-        counts[ORDER + n - 1] = found.total()
-    counts[-2] = len(candidate)
-    counts[-1] = min((abs(len(r) - len(candidate)), len(r)) for r in references)[1]
-    return counts
+    matches = []
+    for found, *others in zip(candidate, *references, strict=True):
+        most = [other.get for other in others]
+        matches.append(sum([min(count, max([get(ngram, 0) for get in most])) for ngram, count in found.items()]))
+    length, nearest = candidate[0].total(), [reference[0].total() for reference in references]
+    totals = [max(0, length - n) for n in range(ORDER)]
+    return np.array([*matches, *totals, length, min((abs(r - length), r) for r in nearest)[1]], np.int64)
 
 
 def bleu(counts: Iterable[int]) -> tuple[float, float, float, float]:
@@ -60,7 +61,3 @@ def corpus_bleu(
 def signature() -> str:
     """What the figures depend on, to be printed with them."""
     return "bleu:1-4|tok:ptb-coco|case:lower|reflen:closest|smooth:coco-tiny|version:1"
-
-
-def _ngrams(tokens: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
-    return Counter(zip(*(tokens[start:] for start in range(n)), strict=False))

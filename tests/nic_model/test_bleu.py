@@ -95,6 +95,13 @@ def test_counts_of_nothing() -> None:
     assert corpus_bleu([], []) == (0, 0, 0, 0)
 
 
+def test_a_no_break_space_parts_words_as_with_coco() -> None:
+    candidate, references = "1\u00a01/2 cups", ["1 1/2 cups of tea", "1\u00a01/2"]
+    corpus, _ = coco([candidate], [references])
+    ours = corpus_bleu([candidate.split(" ")], [[text.split(" ") for text in references]])
+    assert ours == pytest.approx([100 * value for value in corpus], abs=1e-9)
+
+
 def test_no_references() -> None:
     with pytest.raises(ValueError, match="at least one reference"):
         segment_counts(["a"], [])
