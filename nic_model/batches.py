@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from nic_model import images
 from nic_model.datasets import Example
+from nic_model.show_tell import Captions
 from nic_model.vocabulary import PAD, Vocabulary
 
 # A mirrored photograph makes a caption with one of these false.
@@ -50,17 +51,15 @@ class Tokens:
     def __init__(self, examples: Sequence[Example], vocabulary: Vocabulary, max_tokens: int) -> None:
         self._rows = [[vocabulary.encode(c, max_tokens) for c in example.captions] for example in examples]
 
-    def batch(self, indices: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """All captions of the examples `indices`, an example's next to each other.
-
-        Returns tokens (B, T) int64 padded with <pad>, their lengths (B,), and how many captions each example has.
-        """
+    def batch(self, indices: Sequence[int]) -> Captions:
+        """All captions of the examples `indices`, an example's next to each other."""
         rows = [row for index in indices for row in self._rows[index]]
         lengths = torch.tensor([len(row) for row in rows])
         tokens = torch.full((len(rows), int(lengths.max())), PAD)
         for at, row in enumerate(rows):
             tokens[at, : len(row)] = torch.tensor(row)
-        return tokens, lengths, torch.tensor([len(self._rows[index]) for index in indices])
+        counts = torch.tensor([len(self._rows[index]) for index in indices])
+        return Captions(tokens, lengths, torch.arange(len(indices)).repeat_interleave(counts))
 
 
 def shuffled(n: int, batch_size: int, seed: int, epoch: int) -> list[list[int]]:

@@ -16,6 +16,7 @@ from torch import nn
 
 from nic_model.config import DecodeConfig, ModelConfig, short_hash
 from nic_model.encoder import Encoder
+from nic_model.show_attend_tell import ShowAttendTell
 from nic_model.show_tell import ShowTell
 from nic_model.vocabulary import Vocabulary
 
@@ -30,7 +31,8 @@ class CaptionModel(nn.Module):
         self.config = config
         self.vocabulary = vocabulary
         self.encoder = Encoder(config)
-        self.decoder = ShowTell(config, self.encoder.output_size, len(vocabulary))
+        kind: type[ShowTell | ShowAttendTell] = ShowAttendTell if self.encoder.grid else ShowTell
+        self.decoder = kind(config, self.encoder.output_size, len(vocabulary))
 
 
 @dataclass(frozen=True)
@@ -42,20 +44,21 @@ class ModelFiles:
     weights: bytes
 
     @classmethod
-    def read(cls, directory: Path) -> "ModelFiles":
-        """Raises ValueError where the directory or one of its files is missing, or it is not a model."""
+    def read(cls, directory: Path, role: str = "--model") -> "ModelFiles":
+        """Raises ValueError where the directory or one of its files is missing, or it is not a model. `role` is the
+        option that named it."""
         if not directory.is_dir():
-            raise ValueError(f"--model {directory}: no such directory")
+            raise ValueError(f"{role} {directory}: no such directory")
         missing = [name for name in FILES if not (directory / name).is_file()]
         if missing:
             raise ValueError(
-                f"--model {directory}: has no {', '.join(missing)}; a model directory has {', '.join(FILES)}"
+                f"{role} {directory}: has no {', '.join(missing)}; a model directory has {', '.join(FILES)}"
             )
         files = cls(*((directory / name).read_bytes() for name in FILES))
         try:
             files.settings()
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"--model {directory}: {CONFIG} is not a model's: {error}") from None
+            raise ValueError(f"{role} {directory}: {CONFIG} is not a model's: {error}") from None
         return files
 
     @cached_property

@@ -51,13 +51,17 @@ class Config:
 class ModelConfig(Config):
     """What fixes the shape and meaning of the weights."""
 
-    decoder: str = option("show_tell", "captioning model", choices=("show_tell",))
+    decoder: str = option("show_tell", "captioning model", choices=("show_tell", "show_attend_tell"))
+    attention: str = option(
+        "soft", "of show_attend_tell: the mean of all cells, or one cell, sampled in training", choices=("soft", "hard")
+    )
     encoder: str = option("tf_efficientnet_lite2", "resnet18 to resnet152 (torchvision) or the name of a timm model")
     image_size: int = option(224, "height and width, in pixels, that images are resized to", least=32)
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # of RGB in [0, 1]; follows the encoder's weights
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     embed_size: int = option(512, "size of word and image embeddings", least=1)
     hidden_size: int = option(512, "size of the LSTM's state", least=1)
+    attention_size: int = option(256, "of show_attend_tell: size of the space that query and grid meet in", least=1)
     dropout: float = option(0.5, "dropout on the LSTM's inputs and outputs", least=0)
 
     def __post_init__(self) -> None:
@@ -82,14 +86,32 @@ class TrainConfig(Config):
         " a CPU needs; 0: all, from freshly augmented pixels",
         least=0,
     )
+    self_critical_epochs: int = option(0, "epochs, after those, of self-critical training, encoder frozen", least=0)
     batch_size: int = option(32, "images a step, each with all of its captions", least=2)
     learning_rate: float = option(1e-3, "Adam's highest learning rate while the encoder is frozen", least=0)
     fine_tune_learning_rate: float = option(2e-4, "highest learning rate of the decoder in fine-tuning", least=0)
     encoder_learning_rate: float = option(1e-4, "highest learning rate of the encoder in fine-tuning", least=0)
+    self_critical_learning_rate: float = option(1e-4, "highest learning rate of self-critical training", least=0)
+    samples: int = option(5, "captions drawn of an image in a step of self-critical training", least=2)
+    baseline: str = option(
+        "samples",
+        "what self-critical training compares a sample with: the mean of the image's other samples, or, as the paper"
+        " does, the greedy caption",
+        choices=("samples", "greedy"),
+    )
+    bleu_weight: float = option(1.0, "the reward is CIDEr-D + this * the mean of BLEU-1 to 4, all of 0 to 1", least=0)
     weight_decay: float = option(1e-2, "AdamW's decoupled weight decay", least=0)
     label_smoothing: float = option(0.1, "probability mass spread over all words", least=0)
+    attention_penalty: float = option(
+        0.02, "weight of soft attention's doubly stochastic penalty (section 4.2.1 of Show, Attend and Tell)", least=0
+    )
+    scheduled_sampling: float = option(
+        0.0, "share of the words that the decoder reads in training which are its own guesses", least=0
+    )
     gradient_norm: float = option(5.0, "gradients are scaled down to this norm", least=0)
     average: float = option(0.995, "decay of the running average of the weights, which is the model kept", least=0)
+    select_by: str = option("cider", "dev score that the epoch to keep is chosen by", choices=("cider", "bleu_4"))
+    patience: int = option(0, "a phase ends early after so many epochs without a better model; 0: never", least=0)
     views: int = option(
         3, "views of each training image, all but one augmented, that frozen stages are computed for", least=1
     )
@@ -108,10 +130,14 @@ class DecodeConfig(Config):
         0.7, "hypotheses compare by log p / (number of tokens ** this); 0 favours short captions", least=0
     )
     max_length: int = option(20, "most words of a caption", least=1)
+    min_length: int = option(1, "fewest words of a caption", least=1)
+    block_ngrams: int = option(0, "a caption never has the same n-gram of this many words twice; 0: it may", least=0)
     alternatives: int = option(0, "further captions an image, best first; at most the beam size less 1", least=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.min_length > self.max_length:
+            raise ValueError(f"--min-length {self.min_length}: must be at most --max-length, {self.max_length}")
         if self.alternatives >= self.beam_size:
             raise ValueError(
                 f"--alternatives {self.alternatives}: must be below the beam size, {self.beam_size}"
@@ -120,8 +146,13 @@ class DecodeConfig(Config):
 
     @property
     def decode_id(self) -> str:
-        """16 hexadecimal digits, the same for the same settings."""
-        return short_hash(json.dumps(self.to_dict(), sort_keys=True).encode())
+        """16 hexadecimal digits, the same for the same settings.
+
+        A setting that came later is left out where it changes nothing, so that captions from before keep their id.
+        """
+        later = {"min_length": 1, "block_ngrams": 0}
+        settings = {name: value for name, value in self.to_dict().items() if later.get(name) != value}
+        return short_hash(json.dumps(settings, sort_keys=True).encode())
 
 
 def short_hash(*parts: bytes) -> str:

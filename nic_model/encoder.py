@@ -1,4 +1,4 @@
-"""The convolutional network: images to one feature vector each (B, D)."""
+"""The convolutional network: images to one feature vector each (B, D), or to a grid of them (B, P, D)."""
 
 import importlib
 import logging
@@ -29,7 +29,8 @@ PACKAGED_MEAN, PACKAGED_STD = (0.498, 0.498, 0.498), (0.502, 0.502, 0.502)
 
 
 class Encoder(nn.Module):
-    """A classifier without its last layer. `output_size` is D.
+    """A classifier without its last layer, or, where the decoder attends, without its last pooling. `output_size`
+    is D.
 
     Its batch norm always uses the stored statistics: batches of fine-tuning are too small for better ones.
     """
@@ -38,15 +39,16 @@ class Encoder(nn.Module):
         """Random weights. Raises ValueError for a name that neither torchvision's ResNets nor timm know."""
         super().__init__()
         self.config = config
+        self.grid = config.decoder == "show_attend_tell"
         if config.encoder in RESNETS:
             self.backbone = torchvision.models.get_model(config.encoder, weights=None)
             self.output_size = self.backbone.fc.in_features
             self.backbone.fc = nn.Identity()
         elif timm.is_model(config.encoder):
-            self.backbone = timm.create_model(config.encoder, pretrained=False, num_classes=0)
+            self.backbone = timm.create_model(config.encoder, pretrained=False, num_classes=0).eval()
             with torch.inference_mode():  # what timm calls num_features is not always what comes out
                 probe = torch.zeros(1, 3, config.image_size, config.image_size)
-                self.output_size = self.backbone.eval()(probe).shape[1]
+                self.output_size = self._whole(probe).shape[-1]
         else:
             near = timm.list_models(f"*{config.encoder}*")[:5]
             hint = f"; did you mean {', '.join(near)}" if near else ""
@@ -56,9 +58,8 @@ class Encoder(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """uint8 pixels (B, 3, H, W) in 0..255 to float features (B, D)."""
-        features: torch.Tensor = self.backbone(normalise(pixels, self.config.mean, self.config.std))
-        return features
+        """uint8 pixels (B, 3, H, W) in 0..255 to float features (B, D), or (B, P, D) with cells row by row."""
+        return self._whole(normalise(pixels, self.config.mean, self.config.std))
 
     def lower(self, pixels: torch.Tensor, upper_stages: int) -> torch.Tensor:
         """Like forward, but stops before the last `upper_stages` stages: their input (B, C, h, w)."""
@@ -71,7 +72,7 @@ class Encoder(nn.Module):
         """What `lower` left out: upper(lower(pixels, n), n) is forward(pixels)."""
         for stage in self._stages(upper_stages)[-upper_stages:]:
             hidden = stage(hidden)
-        return hidden
+        return self._cells(hidden) if self.grid else hidden
 
     def convolutions(self, upper_stages: int = 0) -> list[nn.Parameter]:
         """The parameters, but those of batch norm, of the last `upper_stages` stages; 0: of all."""
@@ -91,19 +92,39 @@ class Encoder(nn.Module):
                 module.eval()
         return self
 
+    def _whole(self, images: torch.Tensor) -> torch.Tensor:
+        net = self.backbone
+        if not self.grid:
+            features: torch.Tensor = net(images)
+            return features
+        if isinstance(net, torchvision.models.ResNet):
+            for stage in self._stages(0):
+                images = stage(images)
+            return self._cells(images)
+        return self._cells(net.forward_features(images))
+
+    def _cells(self, hidden: torch.Tensor) -> torch.Tensor:
+        """What timm's networks end in, (B, D, h, w), (B, h, w, D) or (B, tokens, D), as cells (B, P, D)."""
+        if hidden.dim() == 3:
+            return hidden[:, getattr(self.backbone, "num_prefix_tokens", 0) :]
+        if hidden.shape[3] == getattr(self.backbone, "num_features", None) != hidden.shape[1]:
+            return hidden.flatten(1, 2)
+        return hidden.flatten(2).transpose(1, 2)
+
     def _stages(self, upper_stages: int) -> list[nn.Sequential]:
         """The backbone cut into what it does one after the other. Raises ValueError where that is not known."""
         net = self.backbone
         if isinstance(net, torchvision.models.ResNet):
             stem = [net.conv1, net.bn1, net.relu, net.maxpool]
-            body, head = [net.layer1, net.layer2, net.layer3, net.layer4], [net.avgpool, nn.Flatten()]
+            body, head, pool = [net.layer1, net.layer2, net.layer3, net.layer4], [], [net.avgpool, nn.Flatten()]
         elif isinstance(net, EfficientNet):
-            stem, body, head = [net.conv_stem, net.bn1], list(net.blocks), [net.conv_head, net.bn2, net.global_pool]
+            stem, body = [net.conv_stem, net.bn1], list(net.blocks)
+            head, pool = [net.conv_head, net.bn2], [net.global_pool]
         else:
             raise ValueError(
                 f"--fine-tune-stages {upper_stages}: {self.config.encoder} can only be fine-tuned whole, 0"
             )
-        stages = [nn.Sequential(*stem), *body, nn.Sequential(*head)]
+        stages = [nn.Sequential(*stem), *body, nn.Sequential(*head, *([] if self.grid else pool))]
         if upper_stages >= len(stages):
             raise ValueError(f"--fine-tune-stages {upper_stages}: {self.config.encoder} has {len(stages)}; 0 means all")
         return stages

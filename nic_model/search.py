@@ -1,19 +1,19 @@
-"""Greedy and beam search over a decoder's start() and step(), batched over images on the decoder's device."""
+"""Greedy and beam search, and sampling, over a decoder's start() and step(), batched over images on its device."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
 from nic_model.config import DecodeConfig
-from nic_model.show_tell import State
+from nic_model.show_tell import Memory, State
 from nic_model.vocabulary import EOS, PAD, SOS, UNK
 
 
 class Decoder(Protocol):
-    def start(self, features: torch.Tensor) -> State: ...
+    def start(self, features: Any) -> tuple[Memory, State]: ...
 
-    def step(self, tokens: torch.Tensor, state: State) -> tuple[torch.Tensor, State]: ...
+    def step(self, tokens: torch.Tensor, state: State, memory: Memory) -> tuple[torch.Tensor, State]: ...
 
 
 @dataclass(frozen=True)
@@ -24,20 +24,24 @@ class Hypothesis:
     log_prob: float
 
 
+DECODE_GREEDY = DecodeConfig(beam_size=1)
+
+
 @torch.inference_mode()
-def beam_search(decoder: Decoder, features: torch.Tensor, config: DecodeConfig) -> list[list[Hypothesis]]:
+def beam_search(decoder: Decoder, features: Any, config: DecodeConfig) -> list[list[Hypothesis]]:
     """For each of `features` (B, ...) its best captions, best first: 1 + `config.alternatives` of them.
 
-    Every caption has 1 to `config.max_length` words and an end; <pad>, <sos> and <unk> are never written. An image
-    is done once `beam_size` hypotheses have ended among the best; they compare by log p / length ** penalty, <eos>
-    counted. With a beam of 1 this is greedy search. No row depends on the others of its batch.
+    Every caption has `config.min_length` to `config.max_length` words and an end; <pad>, <sos> and <unk> are never
+    written, nor, with `config.block_ngrams` n, an n-gram that the caption has already. An image is done once
+    `beam_size` hypotheses have ended among the best; they compare by log p / length ** penalty, <eos> counted. With
+    a beam of 1 this is greedy search. No row depends on the others of its batch.
     """
-    batch, beam = len(features), config.beam_size
+    memory, state = decoder.start(features)
+    batch, beam, device = len(state[0]), config.beam_size, state[0].device
     if batch == 0:
         return []
-    device = features.device
     rows = torch.arange(batch, device=device).unsqueeze(1)  # (B, 1), to index with
-    state = tuple(part.repeat_interleave(beam, dim=0) for part in decoder.start(features))
+    state = tuple(part.repeat_interleave(beam, dim=0) for part in state)
     last = torch.full((batch, beam), SOS, device=device)
     words = torch.full((batch, beam, config.max_length + 1), PAD, device=device)
     # Only the first of the K equal beams counts at the start, or all would stay equal.
@@ -50,11 +54,15 @@ def beam_search(decoder: Decoder, features: torch.Tensor, config: DecodeConfig) 
     n_ended = torch.zeros(batch, dtype=torch.int64, device=device)
 
     for length in range(config.max_length + 1):
-        logits, state = decoder.step(last.flatten(), state)
+        logits, state = decoder.step(last.flatten(), state, memory)
         log_probs = logits.float().log_softmax(dim=-1).view(batch, beam, -1)
         log_probs[:, :, [PAD, SOS, UNK]] = -torch.inf
-        if length == 0:
-            log_probs[:, :, EOS] = -torch.inf  # never empty
+        if length < config.min_length:
+            log_probs[:, :, EOS] = -torch.inf
+        if config.block_ngrams:
+            log_probs.masked_fill_(
+                _repeating(words[:, :, :length], config.block_ngrams, log_probs.shape[2]), -torch.inf
+            )
         if length == config.max_length:
             only_end = torch.full_like(log_probs, -torch.inf)
             only_end[:, :, EOS] = log_probs[:, :, EOS]
@@ -95,3 +103,44 @@ def beam_search(decoder: Decoder, features: torch.Tensor, config: DecodeConfig) 
         ]
         for image in found
     ]
+
+
+@torch.no_grad()
+def sample(decoder: Decoder, features: Any, n: int, max_length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """`n` captions of each of `features` (B, ...), drawn by the probabilities that `log_probs_of` gives.
+
+    Returns tokens (B * n, T) int64, an image's next to each other, each row <sos> ... <eos> and then padding, and
+    lengths (B * n,) int64 on the CPU, <sos> and <eos> counted. A caption that reaches `max_length` words is ended.
+    """
+    memory, state = decoder.start(features)
+    state = tuple(part.repeat_interleave(n, dim=0) for part in state)
+    last = torch.full((len(state[0]),), SOS, device=state[0].device)
+    told, ended = [last], torch.zeros_like(last, dtype=torch.bool)
+    for _ in range(max_length):
+        logits, state = decoder.step(last, state, memory)
+        last = torch.multinomial(log_probs_of(logits).exp(), 1).squeeze(1).masked_fill(ended, PAD)
+        told.append(last)
+        ended |= last == EOS
+        if bool(ended.all()):
+            break
+    told.append(torch.full_like(last, EOS).masked_fill(ended, PAD))
+    tokens = torch.stack(told, dim=1)
+    return tokens, (tokens != PAD).sum(dim=1).cpu()
+
+
+def log_probs_of(logits: torch.Tensor) -> torch.Tensor:
+    """ln p of each word, (..., V), where only words that may be written have a probability."""
+    never = torch.tensor([PAD, SOS, UNK], device=logits.device)
+    return logits.float().index_fill(-1, never, -torch.inf).log_softmax(-1)
+
+
+def _repeating(words: torch.Tensor, n: int, vocabulary_size: int) -> torch.Tensor:
+    """Which next words would make an n-gram that is in `words` (B, K, T) already: bool (B, K, V)."""
+    repeating = torch.zeros(*words.shape[:2], vocabulary_size, dtype=torch.bool, device=words.device)
+    if words.shape[2] < n:
+        return repeating
+    ngrams = words.unfold(2, n, 1)  # (B, K, T - n + 1, n)
+    last = words[:, :, words.shape[2] - n + 1 :].unsqueeze(2)
+    same = (ngrams[..., :-1] == last).all(dim=3)
+    # PAD stands for the n-grams that begin otherwise: it is never written anyway.
+    return repeating.scatter_(2, torch.where(same, ngrams[..., -1], PAD), True)

@@ -3,30 +3,39 @@
 import pytest
 import torch
 
-from nic_model.config import DecodeConfig, ModelConfig
-from nic_model.search import Hypothesis, beam_search
-from nic_model.show_tell import ShowTell
+from nic_model.config import DecodeConfig
+from nic_model.search import Hypothesis, beam_search, log_probs_of, sample
+from nic_model.show_tell import Captions, ShowTell
 from nic_model.vocabulary import EOS, PAD, SOS, UNK
+from tests.decoders import Decoder, decoder_of, features_for
 
 SPECIAL = {PAD, SOS, EOS, UNK}
 
 
-def tiny_decoder(seed: int, end_bias: float = 0.0, size: int = 25) -> ShowTell:
+KINDS = ("show_tell", "soft")
+
+
+def tiny_decoder(kind: str, seed: int, end_bias: float = 0.0, size: int = 25) -> Decoder:
     """Weights large enough for captions to differ; `end_bias` makes <eos> likely or unlikely."""
-    torch.manual_seed(seed)
-    decoder = ShowTell(ModelConfig(embed_size=12, hidden_size=12), feature_size=6, vocabulary_size=size).eval()
+    decoder = decoder_of(kind, seed, vocabulary_size=size)
     with torch.no_grad():
-        decoder.output.weight.mul_(40)
-        decoder.word_embedding.weight.mul_(10)
-        decoder.output.bias[EOS] = end_bias
+        if isinstance(decoder, ShowTell):
+            decoder.output.weight.mul_(40)
+            decoder.word_embedding.weight.mul_(10)
+            decoder.output.bias[EOS] = end_bias
+        else:
+            decoder.word_embedding.weight.mul_(30)
+            decoder.hidden_output.weight.mul_(4)
+            decoder.context_output.weight.mul_(4)
+            decoder.output_bias[EOS] = end_bias
     return decoder
 
 
-def greedy(decoder: ShowTell, features: torch.Tensor, max_length: int) -> Hypothesis:
+def greedy(decoder: Decoder, features: torch.Tensor, max_length: int) -> Hypothesis:
     """One image, one word at a time, written without a beam."""
-    state, token, tokens, log_prob = decoder.start(features[None]), SOS, [], 0.0
+    (memory, state), token, tokens, log_prob = decoder.start(features[None]), SOS, [], 0.0
     for length in range(max_length + 1):
-        logits, state = decoder.step(torch.tensor([token]), state)
+        logits, state = decoder.step(torch.tensor([token]), state, memory)
         row = logits[0].log_softmax(-1)
         allowed = [i for i in range(len(row)) if i not in SPECIAL or (i == EOS and length > 0)]
         token = EOS if length == max_length else max(allowed, key=lambda i: row[i].item())
@@ -39,8 +48,10 @@ def greedy(decoder: ShowTell, features: torch.Tensor, max_length: int) -> Hypoth
 
 @pytest.mark.parametrize("end_bias", [-20.0, 0.0, 3.0, 20.0])
 @pytest.mark.parametrize("seed", range(4))
-def test_beam_of_one_is_greedy(seed: int, end_bias: float) -> None:
-    decoder, features = tiny_decoder(seed, end_bias), torch.randn(9, 6)
+@pytest.mark.parametrize("kind", KINDS)
+def test_beam_of_one_is_greedy(kind: str, seed: int, end_bias: float) -> None:
+    decoder = tiny_decoder(kind, seed, end_bias)
+    features = features_for(decoder, 9)
     found = beam_search(decoder, features, DecodeConfig(beam_size=1, max_length=7))
     for row, (hypothesis,) in zip(features, found, strict=True):
         expected = greedy(decoder, row, 7)
@@ -49,8 +60,10 @@ def test_beam_of_one_is_greedy(seed: int, end_bias: float) -> None:
 
 
 @pytest.mark.parametrize("beam_size", [1, 2, 5])
-def test_batched_is_one_by_one(beam_size: int) -> None:
-    decoder, features = tiny_decoder(1), torch.randn(11, 6)
+@pytest.mark.parametrize("kind", KINDS)
+def test_batched_is_one_by_one(kind: str, beam_size: int) -> None:
+    decoder = tiny_decoder(kind, 1)
+    features = features_for(decoder, 11)
     config = DecodeConfig(beam_size=beam_size, max_length=8, alternatives=beam_size - 1)
     batched = beam_search(decoder, features, config)
     single = [beam_search(decoder, features[i : i + 1], config)[0] for i in range(len(features))]
@@ -60,18 +73,21 @@ def test_batched_is_one_by_one(beam_size: int) -> None:
 @pytest.mark.parametrize("end_bias", [-50.0, 0.0, 50.0])
 @pytest.mark.parametrize("max_length", [1, 2, 20])
 @pytest.mark.parametrize("beam_size", [1, 3])
-def test_captions_end_and_are_never_empty(end_bias: float, max_length: int, beam_size: int) -> None:
-    config = DecodeConfig(beam_size=beam_size, max_length=max_length)
-    for (hypothesis,) in beam_search(tiny_decoder(2, end_bias), torch.randn(6, 6), config):
+@pytest.mark.parametrize("kind", KINDS)
+def test_captions_end_and_are_never_empty(kind: str, end_bias: float, max_length: int, beam_size: int) -> None:
+    config, decoder = DecodeConfig(beam_size=beam_size, max_length=max_length), tiny_decoder(kind, 2, end_bias)
+    for (hypothesis,) in beam_search(decoder, features_for(decoder, 6), config):
         assert 1 <= len(hypothesis.tokens) <= max_length
         assert not SPECIAL & set(hypothesis.tokens)
         assert -float("inf") < hypothesis.log_prob <= 0
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @torch.inference_mode()
-def test_wide_beam_finds_the_most_probable_caption() -> None:
+def test_wide_beam_finds_the_most_probable_caption(kind: str) -> None:
     """With a beam as wide as all captions of two words, search is exhaustive."""
-    decoder, features = tiny_decoder(3, size=12), torch.randn(3, 6)
+    decoder = tiny_decoder(kind, 3, size=12)
+    features = features_for(decoder, 3)
     config = DecodeConfig(beam_size=8 * 8 + 8, max_length=2, length_penalty=0.0)
     for row, (found,) in zip(features, beam_search(decoder, features, config), strict=True):
         words = [i for i in range(12) if i not in SPECIAL]
@@ -82,7 +98,7 @@ def test_wide_beam_finds_the_most_probable_caption() -> None:
         lengths = torch.tensor([len(caption) + 2 for caption in everything])
         # Row by row, since `forward` packs all rows by time.
         log_probs = [
-            decoder(row[None], tokens[at : at + 1, :n], n_tensor[None])
+            decoder(row[None], Captions(tokens[at : at + 1, :n], n_tensor[None], torch.tensor([0])))
             .log_softmax(-1)
             .gather(1, tokens[at, 1:n, None])
             .sum()
@@ -95,15 +111,16 @@ def test_wide_beam_finds_the_most_probable_caption() -> None:
 
 
 def test_alternatives_are_different_and_sorted() -> None:
-    config = DecodeConfig(beam_size=4, alternatives=3, max_length=9, length_penalty=0.7)
-    for hypotheses in beam_search(tiny_decoder(4), torch.randn(5, 6), config):
+    config, decoder = DecodeConfig(beam_size=4, alternatives=3, max_length=9), tiny_decoder("show_tell", 4)
+    for hypotheses in beam_search(decoder, features_for(decoder, 5), config):
         assert len({tuple(h.tokens) for h in hypotheses}) == len(hypotheses) == 4
         scores = [h.log_prob / (len(h.tokens) + 1) ** 0.7 for h in hypotheses]
         assert scores == sorted(scores, reverse=True)
 
 
 def test_length_penalty_favours_longer_captions() -> None:
-    decoder, features = tiny_decoder(5, end_bias=2.0), torch.randn(50, 6)
+    decoder = tiny_decoder("show_tell", 5, end_bias=2.0)
+    features = features_for(decoder, 50)
 
     def mean_length(penalty: float) -> float:
         found = beam_search(decoder, features, DecodeConfig(beam_size=5, length_penalty=penalty))
@@ -112,5 +129,53 @@ def test_length_penalty_favours_longer_captions() -> None:
     assert mean_length(0.0) < mean_length(1.0) < mean_length(2.0)
 
 
-def test_no_images_no_captions() -> None:
-    assert beam_search(tiny_decoder(0), torch.empty(0, 6), DecodeConfig()) == []
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_images_no_captions(kind: str) -> None:
+    decoder = tiny_decoder(kind, 0)
+    assert beam_search(decoder, features_for(decoder, 0), DecodeConfig()) == []
+
+
+@pytest.mark.parametrize("min_length", [1, 4, 7])
+def test_captions_are_as_long_as_asked_for(min_length: int) -> None:
+    decoder = tiny_decoder("soft", 6, end_bias=500.0)
+    config = DecodeConfig(beam_size=3, min_length=min_length, max_length=7)
+    for (hypothesis,) in beam_search(decoder, features_for(decoder, 5), config):
+        assert len(hypothesis.tokens) == min_length
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+@pytest.mark.parametrize("beam_size", [1, 3])
+def test_no_ngram_is_written_twice(n: int, beam_size: int) -> None:
+    decoder = tiny_decoder("show_tell", 7, end_bias=-50.0, size=25)
+    features = features_for(decoder, 10)
+
+    def repeats(block: int) -> int:
+        config = DecodeConfig(beam_size=beam_size, max_length=16, block_ngrams=block)
+        found = [best.tokens for best, *_ in beam_search(decoder, features, config)]
+        ngrams = [list(zip(*(tokens[at:] for at in range(n)), strict=False)) for tokens in found]
+        return sum(len(of) - len(set(of)) for of in ngrams)
+
+    assert repeats(0) > 0
+    assert repeats(n) == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_samples_are_drawn_by_their_probability(kind: str) -> None:
+    """The share of the samples that begin with a word is the word's probability; all end, none holds what is never
+    written."""
+    decoder = tiny_decoder(kind, 8)
+    features = features_for(decoder, 2)
+    torch.manual_seed(0)
+    tokens, lengths = sample(decoder, features, 4000, max_length=6)
+    assert tokens.shape == (8000, 8)
+    assert (tokens[:, 0] == SOS).all()
+    assert ((tokens != PAD).sum(1) == lengths).all()
+    assert (tokens.gather(1, lengths.unsqueeze(1) - 1) == EOS).all()
+    assert not (tokens[:, 1:] == SOS).any()
+    assert not (tokens == UNK).any()
+    memory, state = decoder.start(features)
+    logits, _ = decoder.step(torch.full((2,), SOS), state, memory)
+    for image in range(2):
+        first = tokens[4000 * image : 4000 * (image + 1), 1]
+        seen = torch.bincount(first, minlength=25) / 4000
+        torch.testing.assert_close(seen, log_probs_of(logits[image]).exp().detach(), atol=0.03, rtol=0)

