@@ -1,17 +1,23 @@
 """Encoded images in, captions out."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from nic_model import ensemble
 from nic_model.checkpoint import ModelFiles
 from nic_model.config import DEVICES, PRECISIONS, DecodeConfig
 from nic_model.images import MAX_PIXELS, ImageError, Pixels, decode
 from nic_model.search import Hypothesis, beam_search
-from nic_model.vocabulary import sentence
+from nic_model.show_attend_tell import ShowAttendTell
+from nic_model.show_tell import Captions
+from nic_model.vocabulary import EOS, SOS, sentence
 
 
 @dataclass(frozen=True)
@@ -33,32 +39,41 @@ class Failure:
     message: str
 
 
+@dataclass(frozen=True)
+class WordAttention:
+    """A word of a caption, and where the model looked when it chose it: float32 (rows, columns) that sum to 1."""
+
+    word: str
+    weights: NDArray[np.float32]
+
+
 class Captioner:
-    """A model on a device, with decoding settings."""
+    """A model, or an ensemble of several, on a device, with decoding settings."""
 
     def __init__(
         self,
-        files: ModelFiles,
+        files: ModelFiles | Sequence[ModelFiles],
         decode_config: DecodeConfig | None = None,
         device: str = "auto",
         precision: str = "auto",
         batch_size: int = 32,
     ) -> None:
-        """Without `decode_config`, the model's own defaults. Raises ValueError for settings that cannot be met."""
+        """Without `decode_config`, the first model's defaults. Raises ValueError for settings that cannot be met."""
         if precision not in PRECISIONS:
             raise ValueError(f"--precision {precision}: allowed are {', '.join(PRECISIONS)}")
-        self.model_id = files.model_id
-        self.decode_config = decode_config or files.settings()[1]
+        members = [files] if isinstance(files, ModelFiles) else files
+        self.model_id = ensemble.model_id(members)
+        self.decode_config = decode_config or members[0].settings()[1]
         self.batch_size = batch_size
         self.device = pick_device(device)
         # On a CPU bf16 changes a caption in fifty, so it is for who asks; a GPU is slow without it.
         self.bf16 = precision == "bf16" or (precision == "auto" and self.device.type == "cuda")
-        self._model = files.build().to(self.device)
+        self._model = ensemble.build(members).to(self.device)
 
     @classmethod
-    def load(cls, directory: Path, **options: object) -> "Captioner":
-        """From a model directory, with the options of the constructor. Raises ValueError."""
-        return cls(ModelFiles.read(Path(directory)), **options)  # type: ignore[arg-type]
+    def load(cls, *directories: Path, **options: object) -> "Captioner":
+        """From a model directory, or several, with the options of the constructor. Raises ValueError."""
+        return cls([ModelFiles.read(Path(directory)) for directory in directories], **options)  # type: ignore[arg-type]
 
     def caption(self, contents: Sequence[bytes | Failure]) -> list[Caption | Failure]:
         """A caption, or a failure, for each encoded image, in their order. What is a failure already stays one."""
@@ -93,6 +108,25 @@ class Captioner:
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
             features = self._model.encoder(pixels.to(self.device))
             return beam_search(self._model.decoder, features, self.decode_config)
+
+    @torch.inference_mode()
+    def attention(self, content: bytes) -> list[WordAttention]:
+        """The words of an encoded image's caption, with the attention of each over the image squeezed to a square.
+
+        Raises ImageError for an image that cannot be decoded, ValueError for a model that has no attention.
+        """
+        decoder = self._model.decoder
+        if not isinstance(decoder, ShowAttendTell):
+            raise ValueError(f"model {self.model_id} has no attention to show: it is no single show_attend_tell model")
+        pixels = torch.from_numpy(decode(content, self._model.config.image_size).rgb)[None].to(self.device)
+        features: Any = self._model.encoder(pixels)
+        [best, *_] = beam_search(decoder, features, self.decode_config)[0]
+        tokens = torch.tensor([[SOS, *best.tokens, EOS]], device=self.device)
+        length, image = torch.tensor([tokens.shape[1]]), torch.zeros(1, dtype=torch.int64, device=self.device)
+        [looked] = decoder.attention_of(features, Captions(tokens, length, image))
+        side = math.isqrt(looked.shape[1])
+        maps = looked.float().cpu().view(len(looked), side, side).numpy()
+        return [WordAttention(*pair) for pair in zip(self._model.vocabulary.decode(best.tokens), maps, strict=False)]
 
     def _text(self, hypothesis: Hypothesis) -> str:
         return sentence(self._model.vocabulary.decode(hypothesis.tokens))
