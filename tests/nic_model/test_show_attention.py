@@ -35,7 +35,7 @@ def test_each_word_is_lit_where_it_looked() -> None:
     photograph, lit = page[LINE:, :TILE], page[LINE:, TILE:]
     assert (photograph == 200).all()
     assert lit[5, -5, 0] == 200
-    assert lit[5, 5, 0] == lit[-5, 5, 0] == lit[-5, -5, 0] == 50
+    assert max(lit[5, 5, 0], lit[-5, 5, 0], lit[-5, -5, 0]) <= 55
 
 
 def test_command_writes_a_picture_with_a_tile_a_word(
