@@ -19,6 +19,7 @@ def test_json_both_ways(config: Config) -> None:
         (DecodeConfig, {"max_length": 0}, "--max-length 0: must be at least 1"),
         (DecodeConfig, {"length_penalty": float("nan")}, "--length-penalty nan: must be at least 0"),
         (DecodeConfig, {"beam_size": 3, "alternatives": 3}, "--alternatives 3: must be below the beam size, 3"),
+        (DecodeConfig, {"min_length": 21}, "--min-length 21: must be at most --max-length, 20"),
         (DecodeConfig, {"beem_size": 3}, "DecodeConfig has no beem_size; it has alternatives, beam_size"),
         (ModelConfig, {"decoder": "transformer"}, "--decoder transformer: allowed are show_tell"),
         (ModelConfig, {"dropout": 1.0}, "--dropout 1.0: must be at least 0 and below 1"),
@@ -45,6 +46,14 @@ def test_decode_id_is_of_every_setting() -> None:
         base.replace(length_penalty=0.5),
         base.replace(max_length=9),
         base.replace(alternatives=1),
+        base.replace(min_length=2),
+        base.replace(block_ngrams=3),
     ]
-    assert len({base.decode_id, *(other.decode_id for other in others)}) == 5
+    assert len({base.decode_id, *(other.decode_id for other in others)}) == 7
     assert base.decode_id == DecodeConfig(beam_size=4).decode_id
+
+
+def test_decode_id_of_old_settings_stays() -> None:
+    """Tables hold these ids: a setting that is added later must not change them."""
+    assert DecodeConfig(beam_size=3, length_penalty=0.7, max_length=20, alternatives=0).decode_id == "113ed671b04f00f0"
+    assert DecodeConfig(beam_size=5, length_penalty=0.6, max_length=20, alternatives=0).decode_id == "b1c1e17d144c9e08"
