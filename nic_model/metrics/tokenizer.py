@@ -204,7 +204,8 @@ _RULES: list[tuple[str, Callable[[str], str]]] = [
 ]
 _COMPILED = [(regex.compile(pattern, regex.V1), rewrite) for pattern, rewrite in _RULES]
 
-# A rule looks beyond a space only where one of these is.
+# A rule looks beyond a space only where one of these is. The first, quickly searched, is wherever the second is.
+_PERHAPS_BEYOND_SPACE = regex.compile(r"[<\p{Nd}]|\. ", regex.V1)
 _BEYOND_SPACE = regex.compile(r"<|[\p{Nd})] \p{Nd}|\. [0-9]|\. \.|(?<![A-Za-z])[A-Za-z]\. +[A-Z]", regex.V1)
 
 
@@ -214,7 +215,7 @@ def tokenize(caption: str) -> list[str]:
     `" ".join(tokenize(caption))` is what PTBTokenizer gives for the caption alone. As there, a token may hold a
     no-break space (`1 1/2` is one token). A line break is a space.
     """
-    if _BEYOND_SPACE.search(caption):
+    if _PERHAPS_BEYOND_SPACE.search(caption) and _BEYOND_SPACE.search(caption):
         return _lex(caption)
     return [token for chunk in caption.split(" ") for token in _lex_chunk(chunk)]
 
