@@ -18,7 +18,9 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from jobs.common import scores, tables
+from jobs.common.frequencies import OPTION
 from jobs.common.session import build_session, exit_status, say
+from jobs.common.slices import CAPTION_LENGTH
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -32,8 +34,8 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
                         help=f"some of {', '.join(scores.METRICS)}, with commas between (default: all)")  # fmt: skip
     parser.add_argument("--by", default="", metavar="COLUMNS",
                         help="also score the images of each value of these columns of the references table; or"
-                             f" {scores.CAPTION_LENGTH}: by the words of the caption")  # fmt: skip
-    parser.add_argument("--document-frequencies", metavar="TABLE",
+                             f" {CAPTION_LENGTH}: by the words of the caption")  # fmt: skip
+    parser.add_argument(OPTION, metavar="TABLE",
                         help="CIDEr's, as an evaluation wrote them (default: those of the images scored)")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of the intervals (default 0)")
     return parser.parse_args(arguments)
@@ -43,12 +45,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_args(arguments)
     evaluation = scores.Evaluation(
         tuple(filter(None, options.metrics.split(","))),
-        tuple(filter(None, options.by.split(","))),
+        tuple(dict.fromkeys(filter(None, options.by.split(",")))),
         options.document_frequencies,
         options.seed,
     )
     if options.document_frequencies:
-        tables.check_readable(options.document_frequencies, "--document-frequencies")
+        tables.check_readable(options.document_frequencies, OPTION)
     tables.check_readable(options.captions, "--captions")
     tables.check_readable(options.references, "--references")
     for name in ("segments", "corpus", "slices", "document_frequencies"):

@@ -65,7 +65,7 @@ _POISSON = _poisson()
 
 def sum_segments(batches: Iterable[pa.RecordBatch], slices: Sequence[str], seed: int) -> Iterator[pa.RecordBatch]:
     """Rows of SUMS, to be added up, for rows of segments: image (a hash, long), model_id, decode_id, missing,
-    bleu_counts, rouge_l, cider and a column of strings for each of `slices`."""
+    bleu_counts, rouge_l, cider and a column of strings, `slice:` before its name, for each of `slices`."""
     held: dict[tuple[str | None, ...], Ints] = {}
     for batch in batches:
         for start in range(0, batch.num_rows, _BLOCK):
@@ -82,7 +82,7 @@ def _add(block: pa.RecordBatch, slices: Sequence[str], seed: int, held: dict[tup
     models = [block.column(name).to_pylist() for name in ("model_id", "decode_id")]
     for name in (None, *slices):
         groups: dict[tuple[str | None, ...], list[int]] = {}
-        of_slice = block.column(name).to_pylist() if name else [None] * len(block)
+        of_slice = block.column(f"slice:{name}").to_pylist() if name else [None] * len(block)
         for at, (model, decode, value) in enumerate(zip(*models, of_slice, strict=True)):
             groups.setdefault((model, decode, name, value), []).append(at)
         for group, rows in groups.items():

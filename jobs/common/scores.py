@@ -8,31 +8,24 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyspark import StorageLevel
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 from pyspark.sql.pandas.types import from_arrow_schema
 
-from jobs.common import bootstrap, segments, tables
+from jobs.common import bootstrap, segments, slices, tables
 from jobs.common.bootstrap import Interval
+from jobs.common.frequencies import OPTION, read_frequencies, write_frequencies
 from nic_model.metrics import bleu
 from nic_model.metrics.segments import KeyFrequencies
 
 METRICS = ("bleu", "rouge_l", "cider")
 KEYS = ("model_id", "decode_id")
 
-# What --by names beside columns of the references table: words of the caption, in these steps.
-CAPTION_LENGTH = "caption_length"
-_LENGTHS = (0, 6, 9, 12, 15, 20)
-
 # What is needed of the captions.
 CAPTIONS = T.StructType([tables.CAPTIONS[n] for n in ("image_id", *KEYS, "caption", "status")])
-
-# Document frequencies go to every Python worker, 12 bytes each. References of a million images have some 5 million
-# n-grams in more than one of them.
-MOST_NGRAMS = 30_000_000
-MOST_VALUES = 1_000  # of a column that --by names
 
 
 @dataclass(frozen=True)
@@ -49,7 +42,7 @@ class Evaluation:
         if unknown or not self.metrics:
             raise ValueError(f"--metrics {','.join(self.metrics)}: must be some of {', '.join(METRICS)}")
         if self.frequencies and "cider" not in self.metrics:
-            raise ValueError("--document-frequencies are of no use without cider among --metrics")
+            raise ValueError(f"{OPTION} are of no use without cider among --metrics")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"--seed {self.seed}: must be at least 0 and less than 2 ** 63")
 
@@ -95,14 +88,14 @@ def evaluate(
     how = evaluation or Evaluation()
     written = tables.read_table(spark, captions, CAPTIONS, role="--captions")
     wanted = tables.read_table(spark, references, tables.REFERENCES, role="--references")
-    _check_columns(wanted, how.by, f"--references {references}")
+    slices.check_columns(wanted, how.by, f"--references {references}")
     models = sorted(
         ((row["model_id"], row["decode_id"]) for row in written.select(*KEYS).distinct().collect()),
         key=lambda pair: [(key is not None, key) for key in pair],
     )
     with _kept(find_words(gather(written, wanted, how.by), how)) as worded:
         _check_rows(worded, f"--captions {captions}", f"--references {references}")
-        frequencies = _frequencies(spark, worded, scores, how) if "cider" in how.metrics else None
+        frequencies = _frequencies(spark, worded, scores, how)
         counted = count_segments(worded, models, frequencies, how).withColumn("run_id", F.lit(run_id))
         target = part(scores, "segments")
         tables.write_table(counted.select(tables.SEGMENTS.names), target, mode="overwrite")
@@ -120,9 +113,7 @@ def captioned(captions: DataFrame) -> DataFrame:
 
 def gather(captions: DataFrame, references: DataFrame, by: Sequence[str] = ()) -> DataFrame:
     """A row of segments.IMAGES for each image of either table, by one shuffle. Rows without image_id stay apart."""
-    slices = [name for name in by if name != CAPTION_LENGTH]
-    values = [item for name in slices for item in (F.lit(name), references[name].cast("string"))]
-    listed = F.struct(F.col("captions").alias("references"), _map(values).alias("slices"))
+    listed = F.struct(F.col("captions").alias("references"), slices.values(references, by).alias("slices"))
     caption = F.struct(*KEYS, "caption")
     either = references.select(
         "image_id", listed.alias("listed"), F.lit(None).cast(_type(captions, caption)).alias("caption")
@@ -181,7 +172,7 @@ def sum_segments(table: DataFrame, by: Sequence[str], seed: int) -> list[tuple[t
         F.xxhash64("image_id").alias("image"),
         *KEYS,
         *("missing", "bleu_counts", "rouge_l", "cider"),
-        *((_length() if name == CAPTION_LENGTH else F.col("slices")[name]).alias(name) for name in by),
+        *(slices.value(name).alias(f"slice:{name}") for name in by),
     )
     group = ("model_id", "decode_id", "slice", "value")
     parts = needed.mapInArrow(add, from_arrow_schema(bootstrap.SUMS))
@@ -193,7 +184,7 @@ def sum_segments(table: DataFrame, by: Sequence[str], seed: int) -> list[tuple[t
         .sort_by([(n, "ascending") for n in (*group, "replicate")])
     )
     numbers = np.stack([total[f"sum_{at}"].to_numpy() for at in range(bootstrap.WIDTH)], axis=1)
-    names = total.filter(pa.compute.equal(total["replicate"], 0)).select(group).to_pylist()
+    names = total.filter(pc.equal(total["replicate"], 0)).select(group).to_pylist()
     blocks = numbers.reshape(len(names), 1 + bootstrap.REPLICATES, bootstrap.WIDTH)
     return [(tuple(name.values()), block) for name, block in zip(names, blocks, strict=True)]
 
@@ -228,35 +219,14 @@ def title(metric: str) -> str:
     return "CIDEr" if metric == "cider" else metric.upper().replace("_", "-")
 
 
-def _frequencies(spark: SparkSession, worded: DataFrame, scores: str, how: Evaluation) -> KeyFrequencies:
-    """Those of the table that was given, or else of the references of all images that have a caption. The latter are
-    written beside the scores first."""
+def _frequencies(spark: SparkSession, worded: DataFrame, scores: str, how: Evaluation) -> KeyFrequencies | None:
+    """Those of the table that was given, or else of all images scored, which are written beside the scores first."""
+    if "cider" not in how.metrics:
+        return None
     location = how.frequencies or part(scores, "document_frequencies")
     if not how.frequencies:
-        parts = worded.select("reference_words", "reference_lengths").mapInArrow(
-            segments.count_frequencies, tables.FREQUENCIES
-        )
-        sums = parts.groupBy("ngram").agg(F.sum("n_images").alias("n_images"))
-        shared = sums.where((F.col("n_images") > 1) | F.col("ngram").isNull())
-        tables.write_table(shared.select(tables.FREQUENCIES.names), location, mode="overwrite")
-    table = tables.read_table(spark, location, tables.FREQUENCIES, role="--document-frequencies")
-    return _collect_frequencies(table, f"--document-frequencies {location}")
-
-
-def _collect_frequencies(table: DataFrame, what: str) -> KeyFrequencies:
-    """Raises ValueError where it is no table of frequencies."""
-    shared = table.where((F.col("n_images") > 1) | F.col("ngram").isNull()).select(*tables.FREQUENCIES.names)
-    if shared.count() > MOST_NGRAMS:
-        raise ValueError(f"{what}: has more than {MOST_NGRAMS} n-grams of more than one image, which is too many")
-    found = shared.toArrow()
-    every = found.filter(found["ngram"].is_null())["n_images"].to_pylist()
-    counts = found.filter(found["ngram"].is_valid())
-    keys = counts["ngram"].to_numpy().view(np.uint64)
-    order = np.argsort(keys)
-    keys, n_images = keys[order], counts["n_images"].to_numpy()[order]
-    if len(every) != 1 or n_images.max(initial=1) > every[0] or np.any(keys[1:] == keys[:-1]):
-        raise ValueError(f"{what}: must have each ngram once, and one row with null for it that counts all images")
-    return KeyFrequencies(keys, n_images.astype(np.uint32), every[0])
+        write_frequencies(worded, location)
+    return read_frequencies(spark, location)
 
 
 def _corpus(spark: SparkSession, scores: list[Score], run_id: str, how: Evaluation) -> DataFrame:
@@ -300,42 +270,8 @@ def _kept(table: DataFrame) -> Iterator[DataFrame]:
         table.unpersist()
 
 
-def _map(items: list[Column]) -> Column:
-    return F.create_map(*items) if items else F.lit(None).cast(T.MapType(T.StringType(), T.StringType()))
-
-
 def _type(table: DataFrame, column: Column) -> T.DataType:
     return table.select(column.alias("it")).schema["it"].dataType
-
-
-def _length() -> Column:
-    """The step that a segment's caption is in, as text that sorts: 00-05, 06-08, ..., 20-."""
-    step = F.when(F.col("missing").isNotNull(), None)
-    for low, high in zip(_LENGTHS, (*_LENGTHS[1:], None), strict=True):
-        name = f"{low:02}-{'' if high is None else format(high - 1, '02')}"
-        step = step.when(F.lit(True) if high is None else F.col("n_words") < high, name)
-    return step
-
-
-def _check_columns(references: DataFrame, by: Sequence[str], what: str) -> None:
-    """Raises ValueError for a slice that is no column, or a column with too many values."""
-    names = [name for name in by if name != CAPTION_LENGTH]
-    for name in names:
-        if name not in references.columns or name in tables.REFERENCES.names:
-            others = [other for other in references.columns if other not in tables.REFERENCES.names]
-            raise ValueError(
-                f"--by {name}: must be {CAPTION_LENGTH} or a column of {what}: {', '.join(others) or 'it has none'}"
-            )
-        if not isinstance(references.schema[name].dataType, T.AtomicType):
-            raise ValueError(
-                f"--by {name}: is {references.schema[name].dataType.simpleString()}; must be a plain value"
-            )
-    if names:
-        counts = references.select(*(F.approx_count_distinct(name).alias(name) for name in names)).head()
-        assert counts is not None
-        for name in names:
-            if counts[name] > MOST_VALUES:
-                raise ValueError(f"--by {name}: has about {counts[name]} values; {MOST_VALUES} are allowed")
 
 
 def _check_rows(worded: DataFrame, here: str, there: str) -> None:
