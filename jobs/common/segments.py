@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -62,44 +61,37 @@ _HELD = 4_000_000
 def find_words(batches: Iterable[pa.RecordBatch], with_rouge: bool = True) -> Iterator[pa.RecordBatch]:
     """For each row of IMAGES one of WORDED."""
     for batch in batches:
-        columns = {name: batch.column(name) for name in batch.schema.names}
-        found = [
-            _find_words(captions, [text for text in references or [] if text is not None], with_rouge)
-            for captions, references in zip(
-                columns["captions"].to_pylist(), columns.pop("references").to_pylist(), strict=True
-            )
+        captions = batch.column("captions").to_pylist()
+        usable = [
+            [text for text in texts or [] if text is not None] for texts in batch.column("references").to_pylist()
         ]
-        columns["n_same"] = [
-            max(Counter(zip(*ids, strict=True)).values(), default=0)
-            for ids in zip(columns["model_ids"].to_pylist(), columns["decode_ids"].to_pylist(), strict=True)
-        ]
-        for name in ("n_references", "rouge_l", "words", "lengths", "reference_words", "reference_lengths"):
-            columns[name] = [row[name] for row in found]
+        pairs = list(zip(captions, usable, strict=True))
+        ours = [[tokenize(text) for text in texts] if others else [] for texts, others in pairs]
+        theirs = [[tokenize(text) for text in texts] if others else [] for others, texts in pairs]
+        rouge = zip(ours, theirs, strict=True) if with_rouge else ()
+        ids = zip(batch.column("model_ids").to_pylist(), batch.column("decode_ids").to_pylist(), strict=True)
+        columns = {
+            **{name: batch.column(name) for name in IMAGES.names[:-1]},
+            "n_references": pa.array([len(texts) for texts in usable], pa.int32()),
+            "n_same": [max(Counter(zip(*pair, strict=True)).values(), default=0) for pair in ids],
+            "rouge_l": [[rouge_l(tokens, others) for tokens in texts] for texts, others in rouge]
+            or pa.nulls(len(batch), pa.list_(pa.float64())),
+            **dict(zip(("words", "lengths"), _keys(ours), strict=True)),
+            **dict(zip(("reference_words", "reference_lengths"), _keys(theirs), strict=True)),
+        }
         yield pa.RecordBatch.from_pydict(columns, WORDED)
 
 
-def _find_words(captions: list[str], references: list[str], with_rouge: bool) -> dict[str, Any]:
-    ours: list[list[str]] = []
-    theirs: list[list[str]] = []
-    if captions and references:
-        ours, theirs = [tokenize(text) for text in captions], [tokenize(text) for text in references]
-    words, lengths = _keys(ours)
-    reference_words, reference_lengths = _keys(theirs)
-    return {
-        "n_references": len(references),
-        "rouge_l": [rouge_l(tokens, theirs) for tokens in ours] if with_rouge else [],
-        "words": words,
-        "lengths": lengths,
-        "reference_words": reference_words,
-        "reference_lengths": reference_lengths,
-    }
-
-
-def _keys(texts: list[list[str]]) -> tuple[Any, list[int]]:
-    """Keys of the words of all texts, and how many words each has."""
-    words = [split_words(tokens) for tokens in texts]
-    keys = np.fromiter(map(word_key, chain.from_iterable(words)), np.uint64)
-    return keys.view(np.int64), [len(text) for text in words]
+def _keys(images: list[list[list[str]]]) -> tuple[pa.Array, pa.Array]:
+    """For each image the keys of the words of all its texts, and how many words each text has."""
+    words = [split_words(tokens) for texts in images for tokens in texts]
+    keys = np.fromiter(map(word_key, chain.from_iterable(words)), np.uint64).view(np.int64)
+    lengths = np.fromiter(map(len, words), np.int32, len(words))
+    texts_before = np.cumsum([0, *map(len, images)])
+    words_before = np.append(0, np.cumsum(lengths))[texts_before]
+    lists = ((words_before, keys), (texts_before, lengths))
+    found = [pa.ListArray.from_arrays(pa.array(before, pa.int32()), pa.array(values)) for before, values in lists]
+    return found[0], found[1]
 
 
 def count_frequencies(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
