@@ -7,8 +7,7 @@ from pyspark.sql import functions as F
 from jobs.common import segments, tables
 from nic_model.metrics.segments import KeyFrequencies
 
-# They go to every Python worker, 12 bytes each. Five references each of a million images have some 5 million n-grams
-# in more than one image.
+# They go by way of the driver to every Python worker, 12 bytes each.
 MOST = 30_000_000
 
 OPTION = "--document-frequencies"
