@@ -122,9 +122,11 @@ def gather(captions: DataFrame, references: DataFrame, by: Sequence[str] = ()) -
         "image_id", F.lit(None).cast(_type(references, listed)).alias("listed"), caption.alias("caption")
     )
     apart = F.when(F.col("image_id").isNull(), F.monotonically_increasing_id())
+    rows = either.unionByName(other).withColumn("apart", apart)
+    # Spark would not merge the small partitions of what is kept: as many as it reads, and one for each core.
+    size = max(rows.rdd.getNumPartitions(), rows.sparkSession.sparkContext.defaultParallelism)
     images = (
-        either.unionByName(other)
-        .withColumn("apart", apart)
+        rows.repartition(size, "image_id", "apart")
         .groupBy("image_id", "apart")
         .agg(F.collect_list("listed").alias("listed"), F.collect_list("caption").alias("captions"))
     )
