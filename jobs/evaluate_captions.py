@@ -3,9 +3,9 @@
     ./spark-submit.sh jobs/evaluate_captions.py --captions out/captions --references REFERENCES --scores out/scores
 
 Reads a captions table and a references table (`image_id`, `captions`). Writes `segments`, a row for each image, model
-and decoding, and `corpus`, a row for each model, decoding and metric (their columns: `jobs/common/tables.py`). Images
-that lack a caption or references are listed in `segments` and counted in `corpus`. The runs table beside the captions
-gets a row.
+and decoding, and `corpus`, a row for each model, decoding and metric (their columns: `jobs/common/tables.py`); with
+--by, `slices`, the same for each value of a column; with CIDEr, `document_frequencies`. Images that lack a caption or
+references are listed in `segments` and counted in `corpus`. The runs table beside the captions gets a row.
 """
 
 import argparse
@@ -18,7 +18,9 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from jobs.common import scores, tables
+from jobs.common.frequencies import OPTION
 from jobs.common.session import build_session, exit_status, say
+from jobs.common.slices import CAPTION_LENGTH
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -28,18 +30,34 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--references", required=True, metavar="TABLE", help="image_id and captions, an array of strings"
     )
     parser.add_argument("--scores", required=True, metavar="TABLE", help="where segments and corpus are written")
+    parser.add_argument("--metrics", default=",".join(scores.METRICS), metavar="NAMES",
+                        help=f"some of {', '.join(scores.METRICS)}, with commas between (default: all)")  # fmt: skip
+    parser.add_argument("--by", default="", metavar="COLUMNS",
+                        help="also score the images of each value of these columns of the references table; or"
+                             f" {CAPTION_LENGTH}: by the words of the caption")  # fmt: skip
+    parser.add_argument(OPTION, metavar="TABLE",
+                        help="CIDEr's, as an evaluation wrote them (default: those of the images scored)")  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="of the intervals (default 0)")
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_args(arguments)
+    evaluation = scores.Evaluation(
+        tuple(filter(None, options.metrics.split(","))),
+        tuple(dict.fromkeys(filter(None, options.by.split(",")))),
+        options.document_frequencies,
+        options.seed,
+    )
+    if options.document_frequencies:
+        tables.check_readable(options.document_frequencies, OPTION)
     tables.check_readable(options.captions, "--captions")
     tables.check_readable(options.references, "--references")
-    for name in ("segments", "corpus"):
+    for name in ("segments", "corpus", "slices", "document_frequencies"):
         tables.check_writable(scores.part(options.scores, name), "--scores")
     spark = build_session("evaluate_captions")
     run_id, started, clock = uuid.uuid4().hex, datetime.now(UTC), time.monotonic()
-    found = scores.evaluate(spark, options.captions, options.references, options.scores, run_id)
+    found = scores.evaluate(spark, options.captions, options.references, options.scores, run_id, evaluation)
     seconds = time.monotonic() - clock
     for score in found:
         say(scores.describe(score))

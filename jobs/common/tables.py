@@ -65,26 +65,57 @@ SEGMENTS = _columns(
     ("caption", _STRING, "what was scored"),
     ("n_references", T.IntegerType(), "references it was scored against"),
     ("missing", _STRING, "null, or what the score lacks: caption, references"),
-    ("bleu_1", _DOUBLE, "0 to 100, of this image alone"),
-    ("bleu_2", _DOUBLE, "0 to 100, of this image alone"),
-    ("bleu_3", _DOUBLE, "0 to 100, of this image alone"),
-    ("bleu_4", _DOUBLE, "0 to 100, of this image alone"),
-    ("bleu_counts", T.ArrayType(_LONG), "what sums to the corpus score; see nic_model/metrics/bleu.py"),
+    *((f"bleu_{n}", _DOUBLE, "0 to 100, of this image alone") for n in (1, 2, 3, 4)),
+    ("rouge_l", _DOUBLE, "0 to 100; a corpus scores the mean"),
+    ("cider", _DOUBLE, "CIDEr-D, 0 to 1000, with document frequencies of all images scored; a corpus scores the mean"),
+    ("n_words", T.IntegerType(), "of the caption, punctuation not counted"),
+    ("bleu_counts", T.ArrayType(_LONG), "what sums to the corpus's BLEU; see nic_model/metrics/bleu.py"),
+    ("slices", T.MapType(_STRING, _STRING), "values of the references table's columns that --by names"),
     ("run_id", _STRING, "the run that wrote the row"),
 )
 
 CORPUS = _columns(
     ("model_id", _STRING, "hash of the model's weights and configuration"),
     ("decode_id", _STRING, "hash of the decoding settings"),
-    ("metric", _STRING, "bleu_1 to bleu_4"),
-    ("score", _DOUBLE, "0 to 100"),
-    ("ci_low", _DOUBLE, "not computed yet: null"),
-    ("ci_high", _DOUBLE, "not computed yet: null"),
+    ("metric", _STRING, "bleu_1 to bleu_4, rouge_l, cider"),
+    ("score", _DOUBLE, "0 to 100; cider to 1000"),
+    ("ci_low", _DOUBLE, "from here"),
+    ("ci_high", _DOUBLE, "to here 95 % of the bootstrap's scores are"),
     ("n_segments", _LONG, "images scored"),
     ("n_missing", _LONG, "images with references but no caption, or the other way round"),
-    ("signature", _STRING, "tokeniser, reference length, smoothing and version that the score depends on"),
+    ("signature", _STRING, "what the score depends on: tokeniser, references, smoothing, version"),
     ("run_id", _STRING, "the run that wrote the row"),
     ("evaluated_at", _TIME, "when"),
+)
+
+SLICES = _columns(
+    ("slice", _STRING, "a column of the references table, or caption_length"),
+    ("value", _STRING, "its value; null where there is none, as for missing captions' lengths"),
+    *((f.name, f.dataType, f.metadata["comment"]) for f in CORPUS),
+)
+
+FREQUENCIES = _columns(
+    ("ngram", _LONG, "key of the n-gram (nic_model/metrics/ngrams.py); null stands for all images"),
+    ("n_images", _LONG, "images with a reference that has it; those of which there is one may be left out"),
+)
+
+COMPARISONS = _columns(
+    ("baseline_model_id", _STRING, "hash of the model's weights and configuration"),
+    ("baseline_decode_id", _STRING, "hash of the decoding settings"),
+    ("candidate_model_id", _STRING, "hash of the model's weights and configuration"),
+    ("candidate_decode_id", _STRING, "hash of the decoding settings"),
+    ("metric", _STRING, "bleu_1 to bleu_4, rouge_l, cider"),
+    ("baseline", _DOUBLE, "score of the images that both captioned"),
+    ("candidate", _DOUBLE, "score of the images that both captioned"),
+    ("difference", _DOUBLE, "candidate - baseline"),
+    ("ci_low", _DOUBLE, "from here"),
+    ("ci_high", _DOUBLE, "to here 95 % of the bootstrap's differences are"),
+    ("p_value", _DOUBLE, "two-sided, of the paired bootstrap"),
+    ("n_segments", _LONG, "images that both captioned"),
+    ("n_missing", _LONG, "images of which only one has a score"),
+    ("signature", _STRING, "what the scores and the interval depend on"),
+    ("run_id", _STRING, "the run that wrote the row"),
+    ("compared_at", _TIME, "when"),
 )
 
 RUNS = _columns(

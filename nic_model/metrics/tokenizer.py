@@ -49,8 +49,9 @@ _NEWER = (
 _LETTER = rf"[\p{{L}}--[{_NEWER}]]"
 _DIGIT = rf"[\p{{Nd}}--[{_NEWER}]]"
 _ALNUM = rf"[[\p{{L}}\p{{Nd}}]--[{_NEWER}]]"
-_WORD_START = rf"[[\p{{L}}{_MARKS}]--[{_NEWER}]]"
-_WORD_CHARACTER = rf"[[\p{{L}}\p{{Nd}}{_MARKS}]--[{_NEWER}]]"
+_ACCENTED = r"&[aeiouAEIOU](?:acute|grave|uml);"  # stays as it is, but is a letter
+_WORD_START = rf"(?:[[\p{{L}}{_MARKS}]--[{_NEWER}]]|{_ACCENTED})"
+_WORD_CHARACTER = rf"(?:[[\p{{L}}\p{{Nd}}{_MARKS}]--[{_NEWER}]]|{_ACCENTED})"
 _BLANK = r"[ \t\n\r\u00a0\u2000-\u200a\u3000]"
 _APOSTROPHE = r"(?:['\x92’]|&apos;)"
 _ANY_APOSTROPHE = r"(?:['\x92’`\x91‘‛]|&apos;)"
@@ -153,7 +154,7 @@ _RULES: list[tuple[str, Callable[[str], str]]] = [
     (rf"({_INITIALISM})", lambda text: text.replace("&amp;", "&")),
     (rf"((?:{_WORD}|{_COMPOUND}|{_INITIALISM})\.)[,;:、]", _word),
     # Addresses.
-    (rf"(https?://[^ \t\n\f\r\"<>|(){{}}]+{_URL_END})", _same),
+    (rf"((?i:https?)://[^ \t\n\f\r\"<>|(){{}}]+{_URL_END})", _same),
     (rf"(www\.(?:[^ \t\n\f\r\"<>|.!?(){{}},]+\.)+[a-zA-Z]{{2,4}}{_URL_PATH}?)", _same),
     (rf"((?:[^ \t\n\f\r\"`'<>|!?(){{}}$,-_]+\.)+(?:com|net|org|edu){_URL_PATH}?)", _same),
     (
@@ -171,7 +172,7 @@ _RULES: list[tuple[str, Callable[[str], str]]] = [
     # Words with a hyphen or slash.
     (rf"({_SLASHED}(?:\\?/{_SLASHED}){{1,2}})", _same),
     (rf"([A-Za-z0-9][A-Za-z0-9.,\u00ad]*(?:-(?:{_ACRONYM}\.|[A-Za-z0-9\u00ad]+))+)", _word),
-    (r"(-(?:RRB|LRB|RCB|LCB|RSB|LSB)-|(?i:c\.d\.s|pro-|anti-)|S(?:&|&amp;)(?:P-500|Ls)|(?i:c\+\+|[cf]#))", _same),
+    (r"(-(?i:RRB|LRB|RCB|LCB|RSB|LSB)-|(?i:c\.d\.s|pro-|anti-)|S(?:&|&amp;)(?:P-500|Ls)|(?i:c\+\+|[cf]#))", _same),
     # Words with an apostrophe.
     (rf"((?i:{_CONTRACTIONS}))".replace("'", _APOSTROPHE), _same),
     (rf"({_APOSTROPHE}(?i:n){_APOSTROPHE}?)", _same),
@@ -204,7 +205,8 @@ _RULES: list[tuple[str, Callable[[str], str]]] = [
 ]
 _COMPILED = [(regex.compile(pattern, regex.V1), rewrite) for pattern, rewrite in _RULES]
 
-# A rule looks beyond a space only where one of these is.
+# A rule looks beyond a space only where one of these is. The first, quickly searched, is wherever the second is.
+_PERHAPS_BEYOND_SPACE = regex.compile(r"[<\p{Nd}]|\. ", regex.V1)
 _BEYOND_SPACE = regex.compile(r"<|[\p{Nd})] \p{Nd}|\. [0-9]|\. \.|(?<![A-Za-z])[A-Za-z]\. +[A-Z]", regex.V1)
 
 
@@ -214,7 +216,7 @@ def tokenize(caption: str) -> list[str]:
     `" ".join(tokenize(caption))` is what PTBTokenizer gives for the caption alone. As there, a token may hold a
     no-break space (`1 1/2` is one token). A line break is a space.
     """
-    if _BEYOND_SPACE.search(caption):
+    if _PERHAPS_BEYOND_SPACE.search(caption) and _BEYOND_SPACE.search(caption):
         return _lex(caption)
     return [token for chunk in caption.split(" ") for token in _lex_chunk(chunk)]
 

@@ -174,7 +174,7 @@ def test_references_in_the_same_run(
     out = folder.parent / "captions"
     assert run(model, folder, "--captions", out, "--references", references) == 0
     corpus = spark.read.parquet(f"{out}_scores/corpus").collect()
-    assert {row["metric"] for row in corpus} == {"bleu_1", "bleu_2", "bleu_3", "bleu_4"}
+    assert {row["metric"] for row in corpus} == {"bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider"}
     assert {(row["n_segments"], row["n_missing"]) for row in corpus} == {(2, 2)}
     assert "BLEU-4" in capsys.readouterr().out
 

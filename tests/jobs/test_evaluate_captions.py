@@ -1,9 +1,9 @@
 """Captions tables become score tables: COCO's figures, whatever the partitions, and nobody dropped in silence."""
 
-import random
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -11,9 +11,12 @@ from pyspark.sql import DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
 
 from jobs import evaluate_captions
-from jobs.common import scores, tables
+from jobs.common import scores, segments, tables
 from jobs.common.session import exit_status
+from jobs.common.slices import CAPTION_LENGTH
 from nic_model.metrics.bleu import corpus_bleu, segment_counts, signature
+from nic_model.metrics.cider import cider, document_frequencies, reference_vectors
+from nic_model.metrics.segments import KeyFrequencies
 from nic_model.metrics.tokenizer import tokenize
 
 DEV = Path(__file__).parents[3] / "shared" / "flickr8k" / "dev-00000-of-00001.parquet"
@@ -65,33 +68,51 @@ def dev() -> dict[str, list[str]]:
     return dict(zip(table["image_id"].to_pylist(), table["captions"].to_pylist(), strict=True))
 
 
-def test_count_segments_needs_no_spark() -> None:
-    schema = pa.schema([*((n, pa.string()) for n in scores.PAIRS.names[:4]), ("captions", pa.list_(pa.string()))])
+def test_executor_functions_need_no_spark() -> None:
+    """Words, document frequencies and counts, in batches of two images, none, and the rest."""
     rows = [
-        ("a", "m", "d", "A dog .", ["A dog", None, "dogs"]),
-        ("b", "m", "d", None, ["A dog"]),
-        ("c", "m", "d", "A dog", None),
-        ("d", "m", "d", "A dog", []),
-        ("e", "m", "d", "", ["A dog"]),
+        ("a", 1, ["A dog ."], ["A dog", None, "dogs"]),
+        ("b", 1, [], ["A dog"]),
+        ("c", 0, ["A dog"], None),
+        ("d", 1, ["A dog"], []),
+        ("e", 1, [""], ["A dog"]),
     ]
-    named = [dict(zip(schema.names, row, strict=True)) for row in rows]
-    batches = [pa.RecordBatch.from_pylist(part, schema) for part in (named[:2], [], named[2:])]
-    counted = list(scores.count_segments(batches))
+    named = [
+        {"image_id": i, "n_listed": n, "slices": [("lang", "en")], "references": there}
+        | {"captions": here, "model_ids": ["m"] * len(here), "decode_ids": ["d"] * len(here)}
+        for i, n, here, there in rows
+    ]
+    batches = [pa.RecordBatch.from_pylist(part, segments.IMAGES) for part in (named[:2], [], named[2:])]
+    worded = list(segments.find_words(batches))
+    assert [batch.num_rows for batch in worded] == [2, 0, 3]
+    sums: dict[int | None, int] = {}
+    for batch in segments.count_frequencies(worded):
+        for row in batch.to_pylist():
+            sums[row["ngram"]] = sums.get(row["ngram"], 0) + row["n_images"]
+    assert sums.pop(None) == 2
+    assert sorted(sums.values()) == [1, 2, 2, 2]  # dogs; a, dog, a dog
+    keys = np.sort(np.array(list(sums)).view(np.uint64))
+    frequencies = KeyFrequencies(keys, np.array([sums[int(key)] for key in keys.view(np.int64)]), 2)
+    counted = list(segments.count_segments(worded, [("m", "d")], frequencies))
     assert [batch.num_rows for batch in counted] == [2, 0, 3]
     found = {row["image_id"]: row for batch in counted for row in batch.to_pylist()}
     assert [found[i]["missing"] for i in "abcde"] == [None, "caption", "references", "references", None]
     assert [found[i]["n_references"] for i in "abcde"] == [2, 1, 0, 0, 1]
+    assert [found[i]["n_words"] for i in "abcde"] == [2, None, None, None, 0]
     assert found["a"]["bleu_counts"] == segment_counts(["a", "dog"], [["a", "dog"], ["dogs"]]).tolist()
     assert found["a"]["bleu_1"] == pytest.approx(100)
+    assert found["a"]["rouge_l"] == pytest.approx(100)
+    assert found["a"]["cider"] == 0  # what both images have in common weighs nothing
+    assert found["a"]["slices"] == [("lang", "en")]
     assert found["b"]["bleu_counts"] is None
     assert found["b"]["bleu_4"] is None
-    assert found["e"]["bleu_1"] == 0
+    assert (found["e"]["bleu_1"], found["e"]["rouge_l"], found["e"]["cider"]) == (0, 0, 0)
 
 
 def test_tables(spark: SparkSession, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate_captions.main(write(spark, tmp_path)) == 0
-    segments = {row["image_id"]: row for row in read(spark, tmp_path, "segments")}
-    assert {image: row["missing"] for image, row in segments.items()} == {
+    found = {row["image_id"]: row for row in read(spark, tmp_path, "segments")}
+    assert {image: row["missing"] for image, row in found.items()} == {
         "a.jpg": None,
         "b.jpg": None,
         "c.jpg": "caption",  # captioning it failed
@@ -100,39 +121,57 @@ def test_tables(spark: SparkSession, tmp_path: Path, capsys: pytest.CaptureFixtu
         "f.jpg": "caption",
         "g.jpg": "caption",
     }
-    assert segments["b.jpg"]["n_references"] == 1
-    assert all((row["bleu_4"] is None) == (row["missing"] is not None) for row in segments.values())
-    assert {(row["model_id"], row["decode_id"]) for row in segments.values()} == {("m1", "d1")}
+    assert found["b.jpg"]["n_references"] == 1
+    assert all((row["bleu_4"] is None) == (row["missing"] is not None) for row in found.values())
+    assert {(row["model_id"], row["decode_id"]) for row in found.values()} == {("m1", "d1")}
 
     expected = corpus_bleu(
         [tokenize("A dog runs on the grass ."), tokenize("A man")],
         [[tokenize(text) for text in ("A dog runs over the grass .", "Dog on grass")], [tokenize("A man climbs")]],
     )
     corpus = sorted(read(spark, tmp_path, "corpus"), key=lambda row: row["metric"])
-    assert [row["metric"] for row in corpus] == ["bleu_1", "bleu_2", "bleu_3", "bleu_4"]
-    assert [row["score"] for row in corpus] == pytest.approx(expected, abs=1e-12)
+    assert [row["metric"] for row in corpus] == ["bleu_1", "bleu_2", "bleu_3", "bleu_4", "cider", "rouge_l"]
+    assert [row["score"] for row in corpus[:4]] == pytest.approx(expected, abs=1e-12)
     for row in corpus:
-        assert (row["n_segments"], row["n_missing"], row["ci_low"], row["ci_high"]) == (2, 5, None, None)
-        assert (row["signature"], row["run_id"]) == (signature(), segments["a.jpg"]["run_id"])
+        assert (row["n_segments"], row["n_missing"], row["run_id"]) == (2, 5, found["a.jpg"]["run_id"])
+        assert row["ci_low"] <= row["score"] <= row["ci_high"]
+    assert corpus[0]["signature"] == f"{signature()}|ci:95|bootstrap:poisson|replicates:1000|seed:0"
+    assert corpus[4]["signature"].startswith("cider:d|n:1-4|sigma:6|df:evaluated-references|tok:ptb-coco|")
     (run,) = spark.read.parquet(str(tmp_path / "captions_runs")).collect()
     assert (run["job"], run["n_images"], run["counts"]) == ("evaluate_captions", 7, {"ok": 2, "missing": 5})
     assert f"BLEU-4 {expected[3]:.1f}" in capsys.readouterr().out
 
 
-def test_flickr8k(spark: SparkSession, tmp_path: Path, dev: dict[str, list[str]]) -> None:
-    """One human caption of each image against the other four, in any order and any partitions."""
+def test_figures_do_not_depend_on_partitions(spark: SparkSession, dev: dict[str, list[str]]) -> None:
+    """One human caption of each image against the other four, in any order and any partitions: to the last bit."""
     captions = captions_table(spark, [(image, texts[0], "ok") for image, texts in dev.items()])
-    references = spark.createDataFrame([(image, texts[1:]) for image, texts in dev.items()], tables.REFERENCES)
+    rows = [(image, texts[1:]) for image, texts in dev.items()]
     expected = corpus_bleu(
         [tokenize(texts[0]) for texts in dev.values()], [[tokenize(t) for t in texts[1:]] for texts in dev.values()]
     )
-    assert expected == pytest.approx((62.8, 44.3, 30.7, 21.2), abs=0.05)
+    how, found = scores.Evaluation(by=(CAPTION_LENGTH,)), []
     for partitions in (1, 7):
-        pairs = scores.pair(captions.repartition(partitions), references.orderBy(F.rand(partitions)))
-        segments = pairs.mapInArrow(scores.count_segments, scores.COUNTED)
-        (score,) = scores.score_segments(segments.repartition(partitions))
-        assert tuple(score.scores.values()) == expected
-        assert (score.n_segments, score.n_missing) == (1000, 0)
+        references = spark.createDataFrame(rows, tables.REFERENCES).orderBy(F.rand(partitions))
+        worded = scores.find_words(scores.gather(captions.repartition(partitions), references), how).persist()
+        n_documents = 1000
+        parts = worded.select("reference_words", "reference_lengths").repartition(partitions)
+        summed = parts.mapInArrow(segments.count_frequencies, tables.FREQUENCIES)
+        total = summed.where("ngram is not null").groupBy("ngram").agg(F.sum("n_images").alias("n")).where("n > 1")
+        frequencies = total.toPandas()
+        keys = frequencies["ngram"].to_numpy().view(np.uint64)
+        order = np.argsort(keys)
+        shared = KeyFrequencies(keys[order], frequencies["n"].to_numpy()[order], n_documents)
+        counted = scores.count_segments(worded.repartition(partitions), [("m1", "d1")], shared, how)
+        found.append(scores.score_segments(counted.repartition(partitions), how))
+        worded.unpersist()
+    assert found[0] == found[1]
+    everything = next(score for score in found[0] if score.slice is None)
+    assert (everything.n_segments, everything.n_missing) == (1000, 0)
+    assert tuple(everything.scores[f"bleu_{n}"].score for n in (1, 2, 3, 4)) == expected
+    assert expected == pytest.approx((62.8, 44.3, 30.7, 21.2), abs=0.05)
+    assert everything.scores["rouge_l"].score == pytest.approx(49.2, abs=0.05)
+    assert everything.scores["cider"].score == pytest.approx(80.4, abs=0.05)
+    assert sum(score.n_segments for score in found[0] if score.slice) == 1000
 
 
 def test_each_model_and_decoding_by_itself(spark: SparkSession, tmp_path: Path) -> None:
@@ -160,7 +199,7 @@ def test_catalog_tables(spark: SparkSession) -> None:
     for _ in range(2):  # the second run replaces the scores, and adds to the runs
         assert evaluate_captions.main(arguments) == 0
     assert spark.read.table("gallery.scores_segments").count() == 7
-    assert spark.read.table("gallery.scores_corpus").count() == 4
+    assert spark.read.table("gallery.scores_corpus").count() == 6
     assert spark.read.table("gallery.captions_runs").count() == 2
 
 
@@ -205,15 +244,77 @@ def assert_refused(arguments: list[str], said: str, capsys: pytest.CaptureFixtur
     assert said in line
 
 
-def test_counts_do_not_depend_on_order(spark: SparkSession) -> None:
-    rng = random.Random(0)
-    words = "a dog cat man runs sits on the grass sofa red".split()  # noqa: SIM905
-    texts = [" ".join(rng.choices(words, k=rng.randint(1, 9))) for _ in range(60)]
-    captions = captions_table(spark, [(str(i), texts[i], "ok") for i in range(60)])
-    forwards = spark.createDataFrame([(str(i), texts[i:] + texts[:i]) for i in range(60)], tables.REFERENCES)
-    backwards = spark.createDataFrame([(str(i), texts[i::-1] + texts[:i:-1]) for i in range(60)], tables.REFERENCES)
-    found = [
-        scores.score_segments(scores.pair(captions, references).mapInArrow(scores.count_segments, scores.COUNTED))
-        for references in (forwards, backwards)
+def test_slices(spark: SparkSession, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By columns of the references, null among their values, and by length; what is missing is counted in each."""
+    captions = [("a", "A dog runs", "ok"), ("b", "A man", "ok"), ("c", "A cat sits on a very red sofa", "ok")]
+    captions += [("d", None, "decode_error"), ("x", "nobody knows", "ok")]
+    arguments = write(spark, tmp_path, captions_table(spark, captions), [("a", ["A dog runs"])])
+    references = [
+        ("a", ["A dog runs"], "web", 1),
+        ("b", ["A dog"], "web", 2),
+        ("c", ["A cat"], None, 1),
+        ("d", ["x"], "film", 1),
     ]
-    assert found[0] == found[1]
+    schema = "image_id string, captions array<string>, source string, missing int"
+    spark.createDataFrame(references, schema).write.mode("overwrite").parquet(arguments[3])
+    by = ["--metrics", "rouge_l", "--by", "source,missing,caption_length"]
+    assert evaluate_captions.main([*arguments, *by]) == 0
+    found = {(row["slice"], row["value"]): row for row in read(spark, tmp_path, "slices")}
+    assert {key: (row["n_segments"], row["n_missing"]) for key, row in found.items()} == {
+        ("source", "web"): (2, 0),
+        ("source", "film"): (0, 1),
+        ("source", None): (1, 1),
+        ("missing", "1"): (2, 1),
+        ("missing", "2"): (1, 0),
+        ("missing", None): (0, 1),
+        ("caption_length", "00-05"): (2, 0),
+        ("caption_length", "06-08"): (1, 0),
+        ("caption_length", None): (0, 2),
+    }
+    assert found["source", "web"]["score"] == pytest.approx(75)
+    assert found["source", "film"]["score"] is None
+    (corpus,) = read(spark, tmp_path, "corpus")
+    assert (corpus["metric"], corpus["n_segments"], corpus["n_missing"]) == ("rouge_l", 3, 2)
+    assert_refused([*arguments, "--by", "colour"], "--by colour: must be caption_length or a column of", capsys)
+    assert_refused([*arguments, "--by", "captions"], "--by captions: must be caption_length or a column of", capsys)
+
+
+def test_saved_document_frequencies(spark: SparkSession, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those that one evaluation wrote give another, of fewer images, other figures."""
+    references = [("a", ["A dog runs"]), ("b", ["A dog sits"]), ("c", ["A cat"]), ("d", ["One red bus"])]
+    captions = captions_table(spark, [(image, "A dog naps", "ok") for image, _ in references])
+    arguments = write(spark, tmp_path / "all", captions, references)
+    assert evaluate_captions.main(arguments) == 0
+    saved = spark.read.parquet(str(tmp_path / "all" / "scores" / "document_frequencies"))
+    assert sorted(row["n_images"] for row in saved.collect()) == [2, 2, 3, 4]  # dog, a dog; a; images
+    few = [*arguments[:4], "--scores", str(tmp_path / "few" / "scores"), "--metrics", "cider"]
+    few[1] = str(tmp_path / "few" / "captions")
+    captions.where("image_id < 'c'").write.parquet(few[1])
+    found = []
+    for more in ([], ["--document-frequencies", str(tmp_path / "all" / "scores" / "document_frequencies")]):
+        assert evaluate_captions.main([*few, *more]) == 0
+        rows = {row["image_id"]: row["cider"] for row in read(spark, tmp_path / "few", "segments")}
+        texts = {image: [tokenize(text) for text in texts] for image, texts in references}
+        known = document_frequencies([texts[image] for image in (texts if more else "ab")])
+        assert rows["a"] == pytest.approx(
+            cider(["a", "dog", "naps"], reference_vectors(texts["a"], known), known), abs=1e-9
+        )
+        found.append(rows["a"])
+    assert found[0] != found[1]
+    doubled = saved.unionByName(saved)
+    doubled.write.parquet(str(tmp_path / "doubled"))
+    assert_refused([*few, "--document-frequencies", str(tmp_path / "doubled")], "must have each ngram once", capsys)
+
+
+BAD_OPTIONS = [
+    (["--metrics", "bleu,spice"], "--metrics bleu,spice: must be some of bleu, rouge_l, cider"),
+    (["--metrics", ""], "must be some of bleu, rouge_l, cider"),
+    (["--seed", "-1"], "--seed -1: must be at least 0"),
+    (["--metrics", "bleu", "--document-frequencies", "x"], "of no use without cider"),
+    (["--document-frequencies", "nowhere"], "--document-frequencies nowhere: no such file or folder"),
+]
+
+
+@pytest.mark.parametrize(("options", "said"), BAD_OPTIONS)
+def test_bad_options(options: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert_refused(["--captions", "x", "--references", "x", "--scores", "x", *options], said, capsys)

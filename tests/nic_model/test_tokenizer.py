@@ -9,6 +9,7 @@ from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
 from nic_model.metrics.tokenizer import tokenize
 
+HARD_STRINGS = Path(__file__).with_name("hard_strings.txt")
 FLICKR8K = Path(__file__).parents[3] / "shared" / "flickr8k"
 
 # Caption, and its tokens with spaces between. `test_oracle` holds the right side against the real tokeniser too.
@@ -127,6 +128,13 @@ def test_hard_strings(caption: str, expected: str) -> None:
 
 def test_oracle() -> None:
     assert [" ".join(tokens) for tokens in oracle([caption for caption, _ in CASES])] == [e for _, e in CASES]
+
+
+def test_file_of_hard_strings() -> None:
+    strings = HARD_STRINGS.read_text("utf-8").split("\n")[:-1]
+    assert len(set(strings)) >= 300
+    for string, expected in zip(strings, oracle(strings), strict=True):
+        assert tokenize(string) == expected, string
 
 
 def test_all_captions_of_flickr8k(captions: list[str]) -> None:

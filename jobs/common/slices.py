@@ -1,0 +1,55 @@
+"""Slices: the images of each value of a column of the references table, or of captions of like length."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+from pyspark.sql import types as T
+
+from jobs.common import tables
+
+# What --by names beside columns of the references table: words of the caption, in these steps.
+CAPTION_LENGTH = "caption_length"
+_STEPS = (0, 6, 9, 12, 15, 20)
+
+MOST_VALUES = 1_000  # of a column
+
+
+def check_columns(references: DataFrame, by: Sequence[str], what: str) -> None:
+    """Raises ValueError for a name in `by` that is no column of plain values, or of one with too many of them."""
+    names = [name for name in by if name != CAPTION_LENGTH]
+    for name in names:
+        if name not in references.columns or name in tables.REFERENCES.names:
+            others = [other for other in references.columns if other not in tables.REFERENCES.names]
+            allowed = f"{CAPTION_LENGTH} or a column of {what}: {', '.join(others) or 'it has none'}"
+            raise ValueError(f"--by {name}: must be {allowed}")
+        kind = references.schema[name].dataType
+        if not isinstance(kind, T.AtomicType):
+            raise ValueError(f"--by {name}: must be a plain value, is {kind.simpleString()}")
+    if names:
+        counts = references.select(*(F.approx_count_distinct(name).alias(name) for name in names)).head()
+        assert counts is not None
+        for name in names:
+            if counts[name] > MOST_VALUES:
+                raise ValueError(f"--by {name}: {MOST_VALUES} values are allowed; it has about {counts[name]}")
+
+
+def values(references: DataFrame, by: Sequence[str]) -> Column:
+    """A map of the values, as text, of each row of `references`."""
+    items = [item for name in by if name != CAPTION_LENGTH for item in (F.lit(name), references[name].cast("string"))]
+    kind = T.MapType(T.StringType(), T.StringType())
+    return F.create_map(*items).cast(kind) if items else F.lit(None).cast(kind)
+
+
+def value(name: str) -> Column:
+    """Of a row of segments; null where there is none."""
+    return _length() if name == CAPTION_LENGTH else F.col("slices")[name]
+
+
+def _length() -> Column:
+    """The step that a segment's caption is in, as text that sorts: 00-05, 06-08, ..., 20-."""
+    step = F.when(F.col("n_words").isNull(), None)
+    for low, high in pairwise(_STEPS):
+        step = step.when(F.col("n_words") < high, f"{low:02}-{high - 1:02}")
+    return step.otherwise(f"{_STEPS[-1]}-")

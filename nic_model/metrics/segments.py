@@ -1,0 +1,135 @@
+"""BLEU's counts and CIDEr-D of many captions at once: the same figures as bleu.py and cider.py, several times faster.
+
+N-grams are numbers here (ngrams.py). A segment's figures do not depend on the others that are counted with it, to the
+last bit: what belongs to a segment is summed in the order of its n-grams' keys and of its references.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nic_model.metrics import bleu
+from nic_model.metrics.cider import SIGMA
+from nic_model.metrics.ngrams import ORDER, KeyedNGrams, Keys, key_ngrams
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class KeyFrequencies:
+    """Document frequencies by key. What is not there is in one document."""
+
+    keys: Keys  # (K,) sorted
+    counts: Ints  # (K,) at least 1
+    n_documents: int
+
+    def idf(self, keys: Keys) -> Floats:
+        """ln(documents / documents that have the n-gram), for each of `keys`."""
+        found = np.ones(len(keys), np.int64)
+        if len(self.keys):
+            at = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
+            found = np.where(self.keys[at] == keys, self.counts[at], 1)
+        return np.log(float(self.n_documents)) - np.log(found.astype(np.float64))
+
+
+@dataclass(frozen=True)
+class Segments:
+    """S candidates and the references of I images, of which each candidate is compared with those of one.
+
+    words: keys of all words: first those of the candidates, then those of the references, image by image.
+    lengths: words of each candidate, then of each reference, (S + R,).
+    images: which image each candidate is of, (S,).
+    n_references: of each image, at least 1 where it has a candidate, (I,).
+    """
+
+    words: Keys
+    lengths: Ints
+    images: Ints
+    n_references: Ints
+
+
+def score_segments(segments: Segments, frequencies: KeyFrequencies | None) -> tuple[Ints, Floats | None]:
+    """BLEU's counts (S, 10), as bleu.py lays them out, and CIDEr-D (S,), 0 to 1000, where there are frequencies."""
+    found = key_ngrams(segments.words, segments.lengths)
+    pairs = _Pairs.of(segments)
+    ours, theirs = _matches(segments, found, pairs)
+    counts = _bleu_counts(segments, found, pairs, ours, theirs)
+    return counts, _cider(segments, found, pairs, ours, theirs, frequencies) if frequencies else None
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """Each candidate with each of its references."""
+
+    first: Ints  # (S,) the first pair of each candidate
+    first_reference: Ints  # (S,) the caption that is its first reference
+    candidate: Ints  # (pairs,)
+    reference: Ints  # (pairs,) counted as captions: from S on
+
+    @classmethod
+    def of(cls, segments: Segments) -> "_Pairs":
+        size, many = len(segments.images), segments.n_references[segments.images]
+        before = np.cumsum(segments.n_references) - segments.n_references
+        first_reference = size + before[segments.images]
+        first = np.cumsum(many) - many
+        candidate = np.repeat(np.arange(size), many)
+        reference = np.arange(len(candidate)) - first[candidate] + first_reference[candidate]
+        return cls(first, first_reference, candidate, reference)
+
+
+def _matches(segments: Segments, found: KeyedNGrams, pairs: _Pairs) -> tuple[Ints, Ints]:
+    """The rows of `found` of candidates, and beside each a row of the same n-gram in one of its references."""
+    captions = len(segments.lengths)
+    rows = np.flatnonzero(found.caption < len(segments.images))
+    candidate = found.caption[rows]
+    row_of = found.rank * captions + found.caption
+    start = found.rank[rows] * captions + pairs.first_reference[candidate]
+    low = np.searchsorted(row_of, start)
+    many = np.searchsorted(row_of, start + segments.n_references[segments.images[candidate]]) - low
+    within = np.arange(many.sum()) - np.repeat(np.cumsum(many) - many, many)
+    return np.repeat(rows, many), np.repeat(low, many) + within
+
+
+def _bleu_counts(segments: Segments, found: KeyedNGrams, pairs: _Pairs, ours: Ints, theirs: Ints) -> Ints:
+    size = len(segments.images)
+    counts = np.zeros((size, bleu.SIZE), np.int64)
+    most = np.zeros(len(found.count), np.int64)  # in any reference, for each row of a candidate
+    np.maximum.at(most, ours, found.count[theirs])
+    rows = np.flatnonzero(most)
+    cells = found.caption[rows] * ORDER + found.orders[found.rank[rows]]
+    matches = np.bincount(cells, np.minimum(most, found.count)[rows], minlength=size * ORDER)
+    counts[:, :ORDER] = matches.reshape(size, ORDER)
+    lengths = segments.lengths[:size]
+    counts[:, ORDER : 2 * ORDER] = np.maximum(0, lengths[:, None] - np.arange(ORDER))
+    counts[:, -2] = lengths
+    if size:
+        # The nearest in length, the shorter of two: one number that is least for it.
+        lengths_of, others = lengths[pairs.candidate], segments.lengths[pairs.reference]
+        nearness = np.abs(others - lengths_of) * (others.max() + 1) + others
+        counts[:, -1] = np.minimum.reduceat(nearness, pairs.first) % (others.max() + 1)
+    return counts
+
+
+def _cider(
+    segments: Segments, found: KeyedNGrams, pairs: _Pairs, ours: Ints, theirs: Ints, frequencies: KeyFrequencies
+) -> Floats:
+    size = len(segments.images)
+    order = found.orders[found.rank]
+    weights = found.count * frequencies.idf(found.keys)[found.rank]
+    squares = np.bincount(found.caption * ORDER + order, weights * weights, minlength=len(segments.lengths) * ORDER)
+    norms = np.sqrt(squares).reshape(-1, ORDER)
+    pair = pairs.first[found.caption[ours]] + found.caption[theirs] - pairs.first_reference[found.caption[ours]]
+    products = np.bincount(
+        pair * ORDER + order[ours],
+        np.minimum(weights[ours], weights[theirs]) * weights[theirs],
+        minlength=len(pairs.candidate) * ORDER,
+    ).reshape(-1, ORDER)
+    scale = norms[pairs.candidate] * norms[pairs.reference]
+    cosines = np.divide(products, scale, out=np.zeros_like(scale), where=scale > 0)
+    bigrams = np.maximum(0, segments.lengths - 1)  # what COCO takes for the length
+    difference = bigrams[pairs.candidate] - bigrams[pairs.reference]
+    similar = sum(cosines.T) * np.exp(-(difference**2) / (2 * SIGMA**2))
+    totals = np.bincount(pairs.candidate, similar, minlength=size)
+    return 1000 * totals / (ORDER * segments.n_references[segments.images])

@@ -1,0 +1,155 @@
+"""How fast captions are scored, beside COCO's own code on the same rows.
+
+    .venv/bin/python tests/bench/bench_evaluation.py --data ../shared/flickr8k --rows 1000000
+
+Makes a captions table and a references table, five references each, from Flickr8k by repetition with a word changed in
+every text. Scores some (--beside) with this project, on two cores and 2 GiB of driver memory, and with pycocoevalcap,
+one after the other; then all with this project, with and without CIDEr. Intervals are included.
+"""
+
+import argparse
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyspark.sql import SparkSession
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+from jobs.common import scores  # noqa: E402
+from jobs.common.session import build_session  # noqa: E402
+
+CHUNK = 50_000
+ALL = "bleu,rouge_l,cider"
+ROW = tuple[str, str, list[str]]  # image_id, caption, references
+
+
+def rows(data: Path) -> Iterator[ROW]:
+    """Without end: the captions of Flickr8k, image after image, each time with other edits. The caption that is scored
+    is one of the five before its own edit, so it is like its references, as a model's is."""
+    tables = [pq.read_table(file, columns=["image_id", "captions"]) for file in sorted(data.glob("*.parquet"))]
+    images = [row for table in tables for row in table.to_pylist()]
+    words = sorted({word for row in images for text in row["captions"] for word in text.split()})
+    rng = random.Random(0)
+
+    def edited(text: str) -> str:
+        parts = text.split()
+        parts[rng.randrange(len(parts))] = rng.choice(words)
+        return " ".join(parts)
+
+    turn = 0
+    while True:
+        for row in images:
+            texts = row["captions"]
+            yield f"{turn:04}/{row['image_id']}", edited(rng.choice(texts)), [edited(text) for text in texts]
+        turn += 1
+
+
+def write(folder: Path, every: Iterator[ROW]) -> None:
+    """Tables of captions and references."""
+    for name in ("captions", "references"):
+        (folder / name).mkdir(parents=True)
+    for part in range(sys.maxsize):
+        chunk = list(islice(every, CHUNK))
+        if not chunk:
+            return
+        ids, captions, references = zip(*chunk, strict=True)
+        same = {name: [value] * len(ids) for name, value in (("status", "ok"), ("model_id", "m"), ("decode_id", "d"))}
+        table = pa.table({"image_id": ids, "caption": captions, **same})
+        pq.write_table(table, folder / "captions" / f"{part:03}.parquet")
+        table = pa.table({"image_id": ids, "captions": references})
+        pq.write_table(table, folder / "references" / f"{part:03}.parquet")
+
+
+def evaluate(spark: SparkSession, folder: Path, metrics: str) -> tuple[float, dict[str, float]]:
+    """Seconds from tables to tables, and the scores."""
+    started = time.monotonic()
+    paths = [str(folder / name) for name in ("captions", "references", "scores")]
+    (score,) = scores.evaluate(spark, *paths, run_id="run", evaluation=scores.Evaluation(tuple(metrics.split(","))))
+    return time.monotonic() - started, {metric: of.score or 0.0 for metric, of in score.scores.items()}
+
+
+def session() -> SparkSession:
+    """Two cores, and 2 GiB for the driver, which is the executor too."""
+    os.environ["PYSPARK_PYTHON"] = sys.executable
+    os.environ["PYTHONPATH"] = str(ROOT)
+    local = SparkSession.builder.master("local[2]").config("spark.driver.memory", "2g")
+    local.config("spark.ui.enabled", "false").getOrCreate()
+    return build_session("bench_evaluation")
+
+
+def evaluate_beside(folder: Path) -> tuple[float, dict[str, float]]:
+    """Seconds of pycocoevalcap in a process of its own, from tables to scores; and the scores."""
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, __file__, "--coco", folder], stdout=subprocess.PIPE, text=True, check=True)
+    seconds = time.monotonic() - started
+    pairs = (line.split("=") for line in done.stdout.splitlines() if line.startswith("score:"))
+    return seconds, {name.removeprefix("score:"): float(value) for name, value in pairs}
+
+
+def coco(folder: Path) -> None:
+    """Prints COCO's scores of the tables in `folder`."""
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.rouge.rouge import Rouge
+    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+    captions = pq.read_table(folder / "captions", columns=["image_id", "caption"]).to_pylist()
+    references = pq.read_table(folder / "references").to_pylist()
+    given = {row["image_id"]: [{"caption": text} for text in row["captions"]] for row in references}
+    found = {row["image_id"]: [{"caption": row["caption"]}] for row in captions}
+    tokenizer = PTBTokenizer()
+    given, found = tokenizer.tokenize(given), tokenizer.tokenize(found)
+    bleu, _ = Bleu(4).compute_score(given, found, verbose=0)
+    rouge, _ = Rouge().compute_score(given, found)
+    cider, _ = Cider().compute_score(given, found)
+    for name, score in zip(
+        ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider"), (*bleu, rouge, cider), strict=True
+    ):
+        print(f"score:{name}={100 * float(score)!r}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--data", type=Path, help="the folder of Flickr8k's Parquet files")
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--beside", type=int, default=20_000, help="rows for both")
+    parser.add_argument("--coco", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.coco:
+        coco(options.coco)
+        return
+    spark = session()
+    with tempfile.TemporaryDirectory() as scratch:
+        some, every = Path(scratch) / "some", Path(scratch) / "every"
+        write(some, islice(rows(options.data), options.beside))
+        first, _ = evaluate(spark, some, ALL)  # starts the Python workers and warms the JVM up
+        ours, found = evaluate(spark, some, ALL)
+        theirs, expected = evaluate_beside(some)
+        size = options.beside
+        print(f"{size} rows the first time, Python workers started and the JVM cold: {first:.1f} s")
+        print(f"{size} rows, all metrics, from tables to tables: {ours:.1f} s, {size / ours:.0f} rows/s")
+        print(
+            f"pycocoevalcap, without intervals: {theirs:.1f} s, {size / theirs:.0f} rows/s; ratio {theirs / ours:.1f}"
+        )
+        print(f"largest difference of a score: {max(abs(found[name] - expected[name]) for name in expected):.1e}")
+        if not options.rows:
+            return
+        write(every, islice(rows(options.data), options.rows))
+        for metrics in ("bleu,rouge_l", "cider", ALL):
+            seconds, _ = evaluate(spark, every, metrics)
+            print(f"{options.rows} rows, {metrics}: {seconds:.0f} s, {options.rows / seconds:.0f} rows/s,"
+                  f" {theirs / size * options.rows / seconds:.1f} times pycocoevalcap's rate")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
