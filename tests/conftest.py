@@ -28,6 +28,7 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
         .config("spark.sql.warehouse.dir", str(tmp_path_factory.mktemp("warehouse")))
         .config("spark.jars.packages", ",".join(package for _, package in PACKAGES.values()))
         .config("spark.jars.ivy", str(IVY))
+        .config("spark.databricks.delta.snapshotPartitions", "1")  # 50 are for tables of millions of files
         .config(iceberg, "org.apache.iceberg.spark.SparkCatalog")
         .config(f"{iceberg}.type", "hadoop")
         .config(f"{iceberg}.warehouse", str(tmp_path_factory.mktemp("iceberg")))
