@@ -2,9 +2,10 @@
 
     ./spark-submit.sh jobs/caption_images.py --images PHOTOS --captions out/captions
 
-PHOTOS is a folder or glob of image files, or Parquet or a catalog table with `image_id` and `content`. The captions
-table (its columns: `jobs/common/tables.py`) gets exactly one row for each image, bad ones included. Beside it a runs
-table gets one row, and, with --references, the score tables are written too.
+PHOTOS is a folder or glob of image files, `s3://bucket/prefix`, or Parquet, a catalog table or a manifest of content or
+uris. The captions table (its columns: `jobs/common/tables.py`) gets exactly one row for each image, bad ones included,
+in waves of which each is committed whole. Beside it a runs table gets one row, and, with --references, the score tables
+are written too.
 """
 
 import argparse
@@ -14,21 +15,25 @@ import logging
 import sys
 import time
 import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
 
-from jobs.common import scores, tables
-from jobs.common.executor import INPUT
-from jobs.common.session import build_session, exit_status, say
-from jobs.common.sources import TASKS_PER_CORE, ImageFiles, ImageTable, find_source
+from jobs.common import scores, storage, tables, waves
+from jobs.common.executor import INPUT, STOPPED
+from jobs.common.files import Folder, lease
+from jobs.common.session import build_session, exit_status, say, systemic
+from jobs.common.sources import ImageFiles, Source, find_source
+from jobs.common.storage import Access, SystemicError
+from jobs.common.targets import FORMATS, Target, check_target, find_target
 from jobs.common.udfs import CaptionerRecipe, caption_udf
 from nic_model.captioner import check_device, pick_device
-from nic_model.checkpoint import ModelFiles
+from nic_model.checkpoint import FILES, ModelFiles
 from nic_model.config import PRECISIONS, Config, DecodeConfig, add_options, given_options, option
 
 logger = logging.getLogger("jobs.caption_images")
@@ -41,7 +46,7 @@ SHOWN = 20  # captions printed at the end
 class JobConfig(Config):
     """Resources and behaviour. What to read and write, and the decoding, stand beside it in `Job`."""
 
-    format: str = option("parquet", "format of the captions table", choices=("parquet",))
+    format: str = option("parquet", "format of the captions table: parquet, delta, iceberg", choices=FORMATS)
     device: str = option("auto", "auto takes the GPU that Spark assigned to the task, or any; cpu, cuda, cuda:N")
     precision: str = option("auto", "auto is bf16 on a GPU, fp32 on a CPU", choices=PRECISIONS)
     batch_size: int = option(32, "images captioned at once", least=1)
@@ -51,6 +56,14 @@ class JobConfig(Config):
         "resume: caption what this model and these decoding settings have not captioned yet, and retry what failed;"
         " overwrite: replace the whole table",
         choices=("resume", "overwrite"),
+    )
+    wave_size: int = option(0, "images committed at once; 0: some minutes of work, 10000 for each core", least=0)
+    max_attempts: int = option(3, "runs that try an image before its failure is final", least=1)
+    s3_endpoint: str = option("", "the S3 server's URL where it is not that of the AWS configuration")
+    staging: str = option(
+        "",
+        "folder, seen by all executors, for rows that are not committed yet; empty: beside the table, or in Spark's"
+        " warehouse for a table of a catalog",
     )
     max_failure_rate: float = option(
         0.5, "exit with status 1 where a larger share of the images failed; all rows are written anyway", least=0
@@ -65,7 +78,8 @@ class JobConfig(Config):
 class Job:
     """One run, checked before Spark starts."""
 
-    source: ImageFiles | ImageTable
+    source: Source
+    access: Access
     captions: str
     files: ModelFiles
     decode: DecodeConfig
@@ -82,11 +96,14 @@ class Job:
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="caption_images.py", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--images", default=str(PROJECT / "samples" / "images"), metavar="",
-                        help="folder or glob of image files; Parquet or catalog table with image_id and content"
+                        help="folder or glob of image files; s3://bucket/prefix; Parquet, catalog table or manifest"
+                             " (.csv, .jsonl) with image_id and content, or uri, or bucket and key"
                              " (default: the project's samples)")  # fmt: skip
+    parser.add_argument("--allow-local-uris", action="store_true",
+                        help="let the uris of a table or manifest name files of the executors' machines")  # fmt: skip
     parser.add_argument("--captions", default="out/captions", metavar="", help="table to write (default out/captions)")
-    parser.add_argument("--model", type=Path, default=PROJECT / "models" / "nic", metavar="",
-                        help="model directory (default: the one that ships)")  # fmt: skip
+    parser.add_argument("--model", default=str(PROJECT / "models" / "nic"), metavar="",
+                        help="model directory, local or on s3:// (default: the one that ships)")  # fmt: skip
     parser.add_argument("--references", metavar="", help="references table: also write the score tables")
     parser.add_argument("--scores", metavar="", help="where to write them (default: --captions with _scores after it)")
     add_options(parser, JobConfig, DecodeConfig)
@@ -96,16 +113,22 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def check(options: argparse.Namespace) -> Job:
     """Everything that can be found wrong without Spark. Raises ValueError with one line that says what."""
     config = JobConfig(**given_options(options, JobConfig))
-    source = find_source(options.images)
+    access = Access(config.s3_endpoint or None, options.allow_local_uris)
+    source = find_source(options.images, access)
     source.check()
-    files = ModelFiles.read(options.model)
+    if isinstance(source, ImageFiles):
+        access = dataclasses.replace(access, local=True)  # the job itself names these files
+    model = Path(options.model)
+    if storage.is_s3(options.model):
+        model = storage.download_model(options.model, access, FILES)
+    files = ModelFiles.read(model)
     _, defaults = files.settings()
     decode = defaults.replace(**given_options(options, DecodeConfig))
-    tables.check_writable(options.captions, "--captions")
+    check_target(options.captions, config.format)
     if options.references:
         tables.check_readable(options.references, "--references")
     written = options.scores or tables.beside(options.captions, "scores")
-    return Job(source, options.captions, files, decode, config, options.references, written)
+    return Job(source, access, options.captions, files, decode, config, options.references, written)
 
 
 def transform(images: DataFrame, job: Job) -> DataFrame:
@@ -119,61 +142,86 @@ def transform(images: DataFrame, job: Job) -> DataFrame:
         config.batch_size,
         files=images.sparkSession.sparkContext.broadcast(job.files),
     )
-    udf = caption_udf(recipe, read_files=isinstance(job.source, ImageFiles))
+    udf = caption_udf(recipe, job.access)
     captioned = images.select(INPUT.names).mapInArrow(udf, tables.CAPTIONED)
     constants = {name: F.lit(value) for name, value in {**keys, "run_id": job.run_id}.items()}
     return captioned.withColumns(constants).select(tables.CAPTIONS.names)
 
 
-def run(spark: SparkSession, job: Job) -> DataFrame:
-    """Reads, captions and writes. Returns the rows of this run, as they stand in the table."""
+@dataclass
+class Outcome:
+    """What a run did: rows by status, some of them, and how many rows of the source it left out as duplicates."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    first: list[Row] = field(default_factory=list)
+    duplicates: int = 0
+
+    def add(self, rows: DataFrame) -> None:
+        """Counts a staged wave. Raises SystemicError where executors had to stop."""
+        counts = {row["status"]: row["count"] for row in rows.groupBy("status").count().collect()}
+        if STOPPED in counts:
+            stopped = rows.where(F.col("status") == STOPPED).head()
+            assert stopped is not None
+            raise SystemicError(stopped["error_message"])
+        self.counts.update(counts)
+        columns = ("image_id", "status", "caption", "error_message")
+        some = rows.select(*columns).orderBy("image_id").head(SHOWN + 1)
+        self.first = sorted([*self.first, *some], key=lambda row: row["image_id"] or "")[: SHOWN + 1]
+
+
+def run(spark: SparkSession, job: Job) -> Outcome:
+    """Reads, captions and commits, wave by wave. Raises SystemicError where the run had to stop: what was committed
+    stays, and the next run goes on from there."""
+    config = job.config
+    place = Folder(spark, config.staging or tables.staging(spark, job.captions))
+    target = find_target(spark, job.captions, config.format, Folder(spark, place.at(job.run_id)))
+    with lease(place, job.run_id, f"--captions {job.captions}") as held:
+        for left in place.names():
+            if left != held.NAME:
+                place.delete(left)  # by a run that was killed
+        outcome = _run_waves(spark, job, target, held.check)
+        place.delete(job.run_id)
+    place.delete_empty()
+    return outcome
+
+
+def _run_waves(spark: SparkSession, job: Job, target: Target, check: Callable[[], None]) -> Outcome:
+    config, outcome = job.config, Outcome()
     images = job.source.read(spark)
-    existing = tables.read_captions(spark, job.captions) if job.config.mode == "resume" else None
-    if existing is not None:
-        images = not_captioned(images, existing, job.keys())
-    if job.config.limit:
-        images = images.limit(job.config.limit)
-    if job.config.limit or isinstance(job.source, ImageFiles):
-        # A limit leaves one task, as listing does. What is moved is little: so many images, or paths.
-        images = images.repartition(TASKS_PER_CORE * spark.sparkContext.defaultParallelism)
-    if existing is None:
-        tables.write_table(transform(images, job), job.captions, mode="overwrite")
-    elif not images.isEmpty():
-        tables.merge_captions(transform(images, job), existing, job.captions)
-    written = tables.read_captions(spark, job.captions)
-    assert written is not None
-    return written.where(F.col("run_id") == job.run_id)
+    existing = target.read()
+    target.create()
+    size = config.wave_size or waves.IMAGES_PER_CORE * spark.sparkContext.defaultParallelism
+    if config.mode == "overwrite":
+        existing, size = None, sys.maxsize  # what is replaced at once is one wave
+    plan = waves.plan(images, target, existing, job.keys(), waves.Limits(config.limit, size, config.max_attempts))
+    outcome.duplicates = plan.duplicates
+    storage.probe(plan.some_objects(), job.access)
+    for number, wave in enumerate(plan.waves):
+        name = f"{job.run_id}-{number:05}"
+        rows = target.stage(transform(plan.read(wave), job), name)
+        outcome.add(rows)
+        check()
+        if config.mode == "overwrite":
+            target.overwrite(rows)
+        else:
+            target.commit(rows, name, wave.replaces)
+        if len(plan.waves) > 1:
+            logger.info("wave %d of %d: %d images", number + 1, len(plan.waves), wave.size)
+    return outcome
 
 
-def not_captioned(images: DataFrame, captions: DataFrame, keys: dict[str, str]) -> DataFrame:
-    """The images that have no caption yet under `keys`, or only one of another version of the image."""
-    done = captions.where((F.col("status") == "ok") & tables.having(keys)).select("image_id", "image_version")
-    same = images["image_id"].eqNullSafe(done["image_id"])
-    same_version = images["image_version"].eqNullSafe(done["image_version"])
-    return images.join(done, same & same_version, how="left_anti")
-
-
-def report(spark: SparkSession, job: Job, rows: DataFrame, started: datetime, seconds: float) -> float:
+def report(spark: SparkSession, job: Job, outcome: Outcome, started: datetime, seconds: float) -> float:
     """Prints captions and a summary, leaves a row in the runs table, returns the share of images that failed."""
-    counts = {row["status"]: row["count"] for row in rows.groupBy("status").count().collect()}
-    total = sum(counts.values())
-    failed = total - counts.get("ok", 0)
-    captions = tables.read_captions(spark, job.captions)
-    assert captions is not None
-    first = captions.where(tables.having(job.keys())).orderBy("image_id").head(SHOWN + 1)
-    shown = first[:SHOWN]
-    width = max((len(row["image_id"] or "") for row in shown), default=0)
-    for row in shown:
-        text = row["caption"] if row["status"] == "ok" else f"[{row['status']}] {row['error_message']}"
-        say(f"{row['image_id'] or '':{width}}  {text}")
-    if len(first) > SHOWN:
-        say("...")
+    total = outcome.counts.total()
+    _show(outcome.first)
     if total:
         rate = f"{total} images in {seconds:.1f} s, {total / seconds:.1f} images/s"
-        by_status = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
+        by_status = ", ".join(f"{count} {status}" for status, count in sorted(outcome.counts.items()))
         say(f"\n{rate}: {by_status}")
     else:
         say("\nnothing to do: this model has captioned all of these images with these settings already")
+    if outcome.duplicates:
+        say(f"{outcome.duplicates} rows were left out, since their image_id stands in another row as well")
     say(f"captions are in {job.captions} (model {job.files.model_id}, decoding {job.decode.decode_id})")
     options = {"decode": job.decode.to_dict(), **job.config.to_dict()}
     tables.append_run(
@@ -187,14 +235,26 @@ def report(spark: SparkSession, job: Job, rows: DataFrame, started: datetime, se
             "seconds": seconds,
             "n_images": total,
             "images_per_second": total / seconds,
-            "counts": counts,
+            "counts": dict(outcome.counts),
             **job.keys(),
             "source": job.source.location,
             "target": job.captions,
             "options": json.dumps(options, sort_keys=True),
         },
     )
-    return failed / total if total else 0.0
+    return 1 - outcome.counts["ok"] / total if total else 0.0
+
+
+def _show(rows: Iterable[Row]) -> None:
+    """Prints images and captions; a hostile id cannot write to the terminal."""
+    names = [row["image_id"] or "" for row in rows]
+    names = [name if name.isprintable() else ascii(name)[1:-1] for name in names]
+    width = max(map(len, names[:SHOWN]), default=0)
+    for name, row in list(zip(names, rows, strict=True))[:SHOWN]:
+        text = row["caption"] if row["status"] == "ok" else f"[{row['status']}] {row['error_message']}"
+        say(f"{name:{width}}  {text}")
+    if len(names) > SHOWN:
+        say("...")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -205,8 +265,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         pick_device(job.config.device)  # the executor is here, so what it lacks can be said now
     logger.info("captioning %s with model %s on %s", job.source.location, job.files.model_id, master)
     started, clock = datetime.now(UTC), time.monotonic()
-    rows = run(spark, job)
-    failure_rate = report(spark, job, rows, started, time.monotonic() - clock)
+    try:
+        outcome = run(spark, job)
+    except Exception as error:
+        if (why := systemic(error)) is None:
+            raise
+        sys.stderr.write(f"error: {why}; the run has stopped, and goes on from there when it is run again\n")
+        return 1
+    failure_rate = report(spark, job, outcome, started, time.monotonic() - clock)
     if job.references:
         for score in scores.evaluate(spark, job.captions, job.references, job.scores, job.run_id):
             say(scores.describe(score))

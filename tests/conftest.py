@@ -3,26 +3,39 @@
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from pyspark.sql import SparkSession
 
+IVY = Path(__file__).parents[1] / "build" / "ivy"  # jars are fetched once for all tests
+
 
 @pytest.fixture(scope="session")
 def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
-    """One local session for all tests, with the settings that the jobs set."""
-    from jobs.common.session import build_session
+    """One local session for all tests, with the settings that the jobs set, Delta, and an Iceberg catalog `ice`."""
+    from jobs.common.session import DELTA, build_session
+    from jobs.common.targets import PACKAGES
 
     os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
     os.environ["PYSPARK_PYTHON"] = sys.executable
-    session = (
+    iceberg = "spark.sql.catalog.ice"
+    builder = (
         SparkSession.builder.master("local[2]")
         .config("spark.ui.enabled", "false")
         .config("spark.driver.memory", "1g")
         .config("spark.sql.shuffle.partitions", "4")
         .config("spark.sql.warehouse.dir", str(tmp_path_factory.mktemp("warehouse")))
-        .getOrCreate()
+        .config("spark.jars.packages", ",".join(package for _, package in PACKAGES.values()))
+        .config("spark.jars.ivy", str(IVY))
+        .config("spark.databricks.delta.snapshotPartitions", "1")  # 50 are for tables of millions of files
+        .config(iceberg, "org.apache.iceberg.spark.SparkCatalog")
+        .config(f"{iceberg}.type", "hadoop")
+        .config(f"{iceberg}.warehouse", str(tmp_path_factory.mktemp("iceberg")))
     )
+    for key, value in DELTA.items():
+        builder = builder.config(key, value)
+    session = builder.getOrCreate()
     build_session("tests")
     yield session
     session.stop()

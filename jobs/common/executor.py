@@ -1,18 +1,30 @@
 """What runs on an executor: Arrow record batches of images in, of captions out. No Spark here, so that it can be run,
 measured and debugged in any Python."""
 
-import os
-import urllib.parse
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from datetime import UTC, datetime
-from pathlib import Path
+from itertools import islice
+from threading import Condition
+from typing import Any
 
 import pyarrow as pa
+import torch
 
+from jobs.common import storage
+from jobs.common.storage import Access, Download, ObjectError, SystemicError
 from nic_model.captioner import Caption, Captioner, Failure
 
-# Beyond this an image file is not read at all: no photograph is that large, but a film or a disk image named .jpg is.
-MAX_BYTES = 256 * 1024 * 1024
+# The status of a row that only tells the driver to stop the run: no table ever holds it.
+STOPPED = "stopped"
+
+THREADS = 16  # objects fetched at once by a Python worker
+AHEAD_ROWS = 128  # images fetched, at most, before they are captioned...
+AHEAD_BYTES = 256 * 1024 * 1024  # ...and how much they may hold together; the next image in turn is always fetched
+
+MAX_ID = 2048  # characters
 
 INPUT = pa.schema(
     [
@@ -20,6 +32,7 @@ INPUT = pa.schema(
         ("image_version", pa.string()),
         ("uri", pa.string()),
         ("content", pa.binary()),
+        ("attempts", pa.int32()),
     ]
 )
 
@@ -36,69 +49,169 @@ OUTPUT = pa.schema(
         ("status", pa.string()),
         ("error_message", pa.string()),
         ("captioned_at", pa.timestamp("us", tz="UTC")),
+        ("attempts", pa.int32()),
     ]
 )
 
+Row = dict[str, Any]  # of INPUT
+Fetched = tuple[bytes | Failure, int]  # the content or why there is none, and the bytes taken from the budget
+
 
 def caption_batches(
-    batches: Iterable[pa.RecordBatch], captioner: Captioner, read_files: bool = False
+    batches: Iterable[pa.RecordBatch], captioner: Captioner, access: Access | None = None
 ) -> Iterator[pa.RecordBatch]:
-    """For each record batch of INPUT one of OUTPUT, row for row, whatever the images are.
+    """For each row of INPUT one of OUTPUT, in their order, whatever the images are.
 
-    With `read_files`, an image without content is read from its `file:` uri.
+    An image without content is fetched from its uri as `access` allows, ahead of captioning. Once fetching has failed
+    for a reason that is not an image's, all further rows are STOPPED, unfetched.
     """
-    for batch in batches:
-        if batch.num_rows == 0:
-            continue
-        ids, versions, uris = (batch.column(name).to_pylist() for name in ("image_id", "image_version", "uri"))
-        contents = [
-            fetch(image_id, content.as_py(), uri if read_files else None)
-            for image_id, content, uri in zip(ids, batch.column("content"), uris, strict=True)
-        ]
-        results = captioner.caption(contents)
-        yield _record_batch(ids, versions, uris, results)
+    # Row by row, so that a batch of large images is not copied as a whole.
+    rows = (
+        {name: column[number].as_py() for name, column in zip(INPUT.names, batch.columns, strict=True)}
+        for batch in batches
+        for number in range(batch.num_rows)
+    )
+    with closing(fetch_ahead(rows, access or Access())) as fetched:
+        while group := list(islice(fetched, captioner.batch_size)):
+            results = _caption(captioner, [content for _, content in group])
+            yield _record_batch([row for row, _ in group], results)
 
 
-def fetch(image_id: str | None, content: bytes | None, uri: str | None) -> bytes | Failure:
-    """The image's bytes, read from the file `uri` where `content` is null, or why there are none."""
-    if image_id is None:
-        return Failure("invalid_id", "image_id is null")
-    if content is None and uri is None:
-        return Failure("fetch_error", "content is null")
+def _caption(captioner: Captioner, contents: list[bytes | Failure]) -> list[Caption | Failure]:
+    """Captions; a batch that does not fit the GPU's memory is halved, for good."""
     try:
-        if content is None:
-            file = Path(urllib.parse.unquote(urllib.parse.urlsplit(uri).path, errors="surrogateescape"))
-            with file.open("rb") as opened:
-                size = os.fstat(opened.fileno()).st_size
-                if size <= MAX_BYTES:
-                    return opened.read()
-        else:
-            size = len(content)
-            if size <= MAX_BYTES:
-                return content
-    except OSError as error:
-        return Failure("fetch_error", f"{type(error).__name__}: {error.strerror}")
-    return Failure("too_large", f"{size} bytes; at most {MAX_BYTES} are read")
+        return captioner.caption(contents)
+    except torch.OutOfMemoryError:
+        if captioner.batch_size == 1:
+            raise
+    torch.cuda.empty_cache()
+    captioner.batch_size = max(1, captioner.batch_size // 2)
+    return _caption(captioner, contents)
 
 
-def _record_batch(
-    ids: Sequence[str], versions: Sequence[str], uris: Sequence[str], results: Sequence[Caption | Failure]
-) -> pa.RecordBatch:
+class ByteBudget:
+    """Bytes held by images that are fetched and not captioned yet. The first in turn passes even when it is spent, or
+    those behind it, which wait to be captioned after it, would keep it out for ever."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._held, self._turn = limit, 0, 0
+        self._changed = Condition()
+
+    def take(self, size: int, position: int) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._held + size <= self._limit or position <= self._turn)
+            self._held += size
+
+    def give_back(self, size: int) -> None:
+        """The first in turn is done: it held `size` bytes."""
+        with self._changed:
+            self._held -= size
+            self._turn += 1
+            self._changed.notify_all()
+
+
+def fetch_ahead(
+    rows: Iterable[Row], access: Access, threads: int = THREADS, limit: int = AHEAD_BYTES
+) -> Generator[tuple[Row, bytes | Failure], None, None]:
+    """Each row, in order, without its content, and that content or why there is none; later ones are being fetched
+    meanwhile."""
+    budget = ByteBudget(limit)
+    stopped: list[Failure] = []
+
+    def fetch_one(row: Row, content: bytes | None, position: int) -> Fetched:
+        if stopped and content is None:
+            return stopped[0], 0
+        try:
+            return fetch(row["image_id"], content, row["uri"], access, lambda size: budget.take(size, position))
+        except SystemicError as error:
+            stopped.append(Failure(STOPPED, str(error)))
+            return stopped[0], 0
+
+    pending: deque[tuple[Row, Future[Fetched]]] = deque()
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="fetch")
+    try:
+        for position, row in enumerate(rows):
+            pending.append((row, pool.submit(fetch_one, row, row.pop("content"), position)))
+            if len(pending) > AHEAD_ROWS:
+                yield _first(pending, budget)
+        while pending:
+            yield _first(pending, budget)
+    finally:
+        for _, waiting in pending:
+            waiting.cancel()
+            budget.give_back(0)  # lets those pass that wait for their turn
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _first(pending: deque[tuple[Row, "Future[Fetched]"]], budget: ByteBudget) -> tuple[Row, bytes | Failure]:
+    row, future = pending.popleft()
+    content, size = future.result()
+    budget.give_back(size)
+    return row, content
+
+
+def check_id(image_id: str | None) -> str | None:
+    """What is wrong with an image_id, or None. It is printed, joined on and made into keys."""
+    if image_id is None:
+        return "image_id is null"
+    if not image_id.strip():
+        return "image_id is empty"
+    if len(image_id) > MAX_ID:
+        return f"image_id has {len(image_id)} characters; at most {MAX_ID} are allowed"
+    if any(ord(letter) < 32 or 127 <= ord(letter) < 160 or letter in "\u2028\u2029" for letter in image_id):
+        return "image_id has control characters"
+    return None
+
+
+def fetch(
+    image_id: str | None, content: bytes | None, uri: str | None, access: Access, take: Any = lambda size: None
+) -> Fetched:
+    """The image's bytes, fetched from `uri` where `content` is null, or why there are none; and for how many bytes
+    `take` was called, which may wait. Raises SystemicError."""
+    problem = check_id(image_id)
+    if problem:
+        return Failure("invalid_id", problem), 0
+    if content is None and uri is None:
+        return Failure("fetch_error", "content and uri are null"), 0
+    if content is not None:
+        if len(content) > storage.MAX_BYTES:
+            return _too_large(len(content)), 0
+        return content, 0  # it is in memory already
+    assert uri is not None
+    try:
+        opened = Download(uri, access)
+        if opened.size > storage.MAX_BYTES:
+            opened.close()
+            return _too_large(opened.size), 0
+        take(opened.size)
+    except ObjectError as error:
+        return Failure(error.status, str(error)), 0
+    try:
+        return opened.read(), opened.size
+    except ObjectError as error:
+        return Failure(error.status, str(error)), opened.size
+    except SystemicError:
+        take(-opened.size)
+        raise
+
+
+def _too_large(size: int) -> Failure:
+    return Failure("too_large", f"{size} bytes; at most {storage.MAX_BYTES} are read")
+
+
+def _record_batch(rows: list[Row], results: list[Caption | Failure]) -> pa.RecordBatch:
     now = datetime.now(UTC)
-    rows = [
-        {
-            "image_id": image_id,
-            "image_version": version,
-            "uri": uri,
-            "captioned_at": now,
-            **(_caption_columns(result) if isinstance(result, Caption) else _failure_columns(result)),
-        }
-        for image_id, version, uri, result in zip(ids, versions, uris, results, strict=True)
-    ]
-    return pa.RecordBatch.from_pylist(rows, schema=OUTPUT)
+    return pa.RecordBatch.from_pylist(
+        [
+            {**row, "captioned_at": now}
+            | (_caption_columns(result) if isinstance(result, Caption) else _failure_columns(result))
+            for row, result in zip(rows, results, strict=True)
+        ],
+        schema=OUTPUT,
+    )
 
 
-def _caption_columns(caption: Caption) -> dict[str, object]:
+def _caption_columns(caption: Caption) -> Row:
     return {
         "caption": caption.text,
         "log_prob": caption.log_prob,
@@ -109,5 +222,5 @@ def _caption_columns(caption: Caption) -> dict[str, object]:
     }
 
 
-def _failure_columns(failure: Failure) -> dict[str, object]:
+def _failure_columns(failure: Failure) -> Row:
     return {"status": failure.status, "error_message": failure.message}

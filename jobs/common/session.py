@@ -1,10 +1,14 @@
 """The Spark session of a job, its logging, and what it says on the terminal."""
 
 import logging
+import re
 import sys
 from collections.abc import Callable
 
+from pyspark import SparkConf
 from pyspark.sql import SparkSession
+
+from jobs.common.storage import SystemicError
 
 # Set where the user has not. Rows that carry images are large: what Spark counts in rows by default must be small.
 SETTINGS = {
@@ -16,10 +20,22 @@ SETTINGS = {
     "spark.sql.execution.arrow.pyspark.enabled": "true",
 }
 
+# Set where Delta's jar is among those of the application: its tables need both.
+DELTA = {
+    "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
+    "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
+}
+
 
 def build_session(name: str) -> SparkSession:
     """The session that spark-submit configured, with SETTINGS where it left them open."""
-    spark = SparkSession.builder.appName(name).getOrCreate()
+    builder = SparkSession.builder.appName(name)
+    conf = SparkConf()
+    if any("delta-spark" in (conf.get(key) or "") for key in ("spark.jars", "spark.jars.packages")):
+        for key, value in DELTA.items():
+            if not conf.contains(key):
+                builder = builder.config(key, value)
+    spark = builder.getOrCreate()
     given = dict(spark.sparkContext.getConf().getAll())
     for key, value in SETTINGS.items():
         if key not in given:
@@ -28,9 +44,22 @@ def build_session(name: str) -> SparkSession:
     return spark
 
 
+# What a Python worker or the disk says that ends a run, whatever the image: not a bug of the job.
+SYSTEMIC = re.compile(r"(?:SystemicError|OutOfMemoryError): ([^\n]*)|(No space left on device|Disk quota exceeded)")
+
+
+def systemic(error: BaseException) -> str | None:
+    """In one line, what the run cannot go on without, if `error`, raised here or on an executor, says so."""
+    if isinstance(error, SystemicError):
+        return str(error)
+    found = SYSTEMIC.search(str(error))
+    return next((text for text in found.groups() if text), "out of memory") if found else None
+
+
 def configure_logging() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    logging.getLogger("py4j").setLevel(logging.WARNING)
+    for chatty in ("py4j", "botocore", "boto3", "urllib3"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
 def say(line: str) -> None:

@@ -1,6 +1,6 @@
-"""Where images come from: a folder or glob of files, or Parquet or a catalog table with their bytes.
+"""Where images come from: a folder or glob of files, a prefix on S3, or a table or manifest of bytes or uris.
 
-Each source becomes a DataFrame of image_id, image_version, uri and content, the columns of executor.INPUT.
+Each source becomes `Images`: which they are and where, and their content where the source has it.
 """
 
 import glob
@@ -8,21 +8,41 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pyarrow as pa
+from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
+from pyspark.sql.pandas.types import to_arrow_schema
 
-from jobs.common import tables
-from jobs.common.executor import INPUT
+from jobs.common import storage, tables
+from jobs.common.storage import Access, Listed, SystemicError
 
 # Enough for the last tasks of a run to end at about the same time.
 TASKS_PER_CORE = 4
 
 # In a folder these are taken for images; a glob takes whatever it matches.
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff"})
+
+MANIFESTS = (".csv", ".jsonl", ".ndjson")
+
+# What a listing holds, and a manifest of uris.
+LISTED = T.StructType([f for f in tables.IMAGES if f.name != "content"])
+
+# A listing of S3 is parted into about so many, where there are folders to part it by.
+LISTINGS = 64
+
+
+@dataclass(frozen=True)
+class Images:
+    """What a source holds: `rows` of image_id, image_version, uri, unit and, with `has_content`, content. A `unit` is
+    the file that the row stands in, so that a wave can read its files alone; null where that cannot be told."""
+
+    rows: DataFrame
+    has_content: bool
+    unique: bool  # whether each image_id stands there once, by what the source is
 
 
 @dataclass(frozen=True)
@@ -39,9 +59,9 @@ class ImageFiles:
             kinds = "" if glob.has_magic(self.location) else f"; taken for images are {' '.join(sorted(EXTENSIONS))}"
             raise ValueError(f"--images {self.location}: no image files there{kinds}")
 
-    def read(self, spark: SparkSession) -> DataFrame:
+    def read(self, spark: SparkSession) -> Images:
         """Paths only, without content. An executor lists the files, so that the driver never holds their names."""
-        return spark.range(1, numPartitions=1).mapInArrow(self._list, tables.IMAGES)
+        return _listing(spark.range(1, numPartitions=1).mapInArrow(self._list, LISTED))
 
     def _list(self, _: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         rows: list[dict[str, str | None]] = []
@@ -84,8 +104,51 @@ class ImageFiles:
 
 
 @dataclass(frozen=True)
+class ImageObjects:
+    """The objects below a prefix on S3 whose keys end in an image's extension, or in none."""
+
+    location: str
+    access: Access
+
+    def _place(self) -> tuple[str, str]:
+        bucket, _, prefix = self.location.removeprefix("s3://").partition("/")
+        return bucket, f"{prefix.rstrip('/')}/" if prefix.rstrip("/") else ""
+
+    def check(self) -> None:
+        """Raises ValueError where the bucket cannot be listed, or has nothing there."""
+        try:
+            found = any(page for page in storage.list_objects(*self._place(), self.access))
+        except SystemicError as error:
+            raise ValueError(f"--images {self.location}: {error}") from None
+        if not found:
+            raise ValueError(f"--images {self.location}: no objects there")
+
+    def read(self, spark: SparkSession) -> Images:
+        """Executors list, each its part of the folders: the driver never holds the keys."""
+        parts = storage.split_listing(*self._place(), self.access, LISTINGS)
+        parted = spark.createDataFrame(parts, "prefix string, delimiter string").repartition(min(len(parts), LISTINGS))
+        return _listing(parted.mapInArrow(self._list, LISTED))
+
+    def _list(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        bucket, top = self._place()
+        for part in (part for batch in batches for part in batch.to_pylist()):
+            for page in storage.list_objects(bucket, part["prefix"], self.access, part["delimiter"]):
+                objects = (one for one in page if isinstance(one, Listed))
+                yield _uris([
+                    {
+                        "image_id": one.key.removeprefix(top),
+                        "image_version": one.version,
+                        "uri": f"s3://{bucket}/{one.key}",
+                    }
+                    for one in objects
+                    if PurePosixPath(one.key).suffix.lower() in EXTENSIONS | {""}
+                ])  # fmt: skip
+
+
+@dataclass(frozen=True)
 class ImageTable:
-    """Parquet or a catalog table with image_id and content, and, where it has them, image_version and uri."""
+    """Parquet or a catalog table, or a CSV or JSON-lines manifest: with image_id and content; or uri; or bucket and
+    key, as an S3 Inventory has. Without image_id, the uri names the image; its version is image_version or e_tag."""
 
     location: str
 
@@ -93,33 +156,85 @@ class ImageTable:
         """Raises ValueError where there is no such file; the rest is found by `read`."""
         tables.check_readable(self.location, "--images")
 
-    def read(self, spark: SparkSession) -> DataFrame:
-        """Raises ValueError where the table is missing or lacks a column."""
-        needed = T.StructType([tables.IMAGES["image_id"], tables.IMAGES["content"]])
-        images = _spread(tables.read_table(spark, self.location, needed, role="--images"))
-        optional = (name for name in ("image_version", "uri") if name not in images.columns)
-        images = images.withColumns({name: F.lit(None).cast("string") for name in optional})
-        return images.select(*(F.col(f.name).cast(f.dataType) for f in tables.IMAGES))
+    def read(self, spark: SparkSession) -> Images:
+        """Raises ValueError where the table is missing or lacks the columns."""
+        table = self._load(spark)
+        kinds = {f.name: f.dataType.simpleString() for f in table.schema}
+        has_content = "content" in kinds
+        choice = ("image_id", "content") if has_content else ("uri",) if "uri" in kinds else ("bucket", "key")
+        needed = {**tables.MANIFEST, "content": "binary"}
+        bad = [n for n in needed if kinds.get(n, needed[n] if n not in choice else None) != needed[n]]
+        if bad:
+            wrong = "; ".join(f"{name} must be {needed[name]}, is {kinds.get(name, 'missing')}" for name in bad)
+            raise ValueError(
+                f"--images {self.location}: needed are image_id and content, or uri, or bucket and key: {wrong};"
+                f" it has {', '.join(f'{name} {kind}' for name, kind in kinds.items())}"
+            )
+        table = _with_unit(table) if has_content else table.withColumn("unit", F.lit(None).cast("string"))
+        table = table.withColumns({n: F.lit(None).cast("string") for n in tables.MANIFEST if n not in kinds})
+        uri = F.coalesce("uri", F.concat(F.lit("s3://"), "bucket", F.lit("/"), "key"))
+        columns = [
+            F.col("image_id") if "image_id" in kinds else uri.alias("image_id"),
+            F.coalesce("image_version", "e_tag").alias("image_version"),
+            uri.alias("uri"),
+            F.col("unit"),
+            *([F.col("content")] if has_content else []),
+        ]
+        return Images(table.select(columns), has_content, unique=False)
+
+    def _load(self, spark: SparkSession) -> DataFrame:
+        location = f"s3a://{self.location[5:]}" if storage.is_s3(self.location) else self.location  # as Hadoop names it
+        suffix = PurePosixPath(location).suffix.lower()
+        if suffix not in MANIFESTS or tables.is_table_name(location):
+            return tables.read_table(spark, location, T.StructType(), role="--images")
+        try:
+            if suffix == ".csv":
+                return spark.read.csv(location, header=True, escape='"')
+            # Spark takes a column's type from the values, which are text here, whatever they look like.
+            return spark.read.json(location, primitivesAsString=True)
+        except AnalysisException as error:
+            raise ValueError(f"--images {self.location}: {str(error).splitlines()[0]}") from None
 
 
-def find_source(location: str) -> ImageFiles | ImageTable:
+Source = ImageFiles | ImageObjects | ImageTable
+
+
+def find_source(location: str, access: Access | None = None) -> Source:
     """The source that `location` names. Raises ValueError where it can be none."""
     if location.startswith("file:"):
         location = location.removeprefix("file://") if location.startswith("file://") else location[len("file:") :]
-    if "://" in location:
+    is_table = location.rstrip("*/").endswith((".parquet", *MANIFESTS))
+    if storage.is_s3(location) and not is_table:
+        return ImageObjects(location, access or Access())
+    if "://" in location and not is_table:
         raise ValueError(
-            f"--images {location}: allowed are a local folder or glob of image files, Parquet, and a catalog table"
+            f"--images {location}: allowed are a local folder or glob of image files, s3://bucket/prefix, Parquet, a"
+            f" catalog table, and manifests ({', '.join(MANIFESTS)})"
         )
-    if tables.is_table_name(location) or location.rstrip("*/").endswith(".parquet") or _has_parquet(location):
+    if is_table or tables.is_table_name(location) or _has_parquet(location):
         return ImageTable(location)
     return ImageFiles(location)
 
 
-def _spread(images: DataFrame) -> DataFrame:
-    """Several tasks for each core where the table comes in fewer pieces: a Parquet file of one row group is one piece,
+def spread(rows: DataFrame) -> DataFrame:
+    """Several tasks for each core where the rows come in fewer pieces: a Parquet file of one row group is one piece,
     however many images it holds. What comes in few pieces is small enough to be moved."""
-    wanted = TASKS_PER_CORE * images.sparkSession.sparkContext.defaultParallelism
-    return images if images.rdd.getNumPartitions() >= wanted else images.repartition(wanted)
+    wanted = TASKS_PER_CORE * rows.sparkSession.sparkContext.defaultParallelism
+    return rows if rows.rdd.getNumPartitions() >= wanted else rows.repartition(wanted)
+
+
+def _with_unit(table: DataFrame) -> DataFrame:
+    """With the file that each row stands in, as Spark's own formats and as Iceberg name it; or null."""
+    for column in ("_metadata.file_path", "_file"):
+        try:
+            return table.withColumn("unit", F.col(column))
+        except AnalysisException:
+            continue
+    return table.withColumn("unit", F.lit(None).cast("string"))
+
+
+def _listing(rows: DataFrame) -> Images:
+    return Images(rows.withColumn("unit", F.lit(None).cast("string")), has_content=False, unique=True)
 
 
 def _has_parquet(location: str) -> bool:
@@ -136,7 +251,7 @@ def _modified(file: Path) -> str | None:
 
 
 def _uris(rows: list[dict[str, str | None]]) -> pa.RecordBatch:
-    return pa.RecordBatch.from_pylist(rows, schema=INPUT)
+    return pa.RecordBatch.from_pylist(rows, schema=to_arrow_schema(LISTED))
 
 
 def _raise(error: OSError) -> None:

@@ -7,8 +7,7 @@ import glob
 import os
 import re
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import reduce
 from operator import and_
@@ -29,8 +28,16 @@ _STRING, _DOUBLE, _LONG, _TIME = T.StringType(), T.DoubleType(), T.LongType(), T
 _ALTERNATIVE = T.StructType([T.StructField("caption", _STRING), T.StructField("log_prob", _DOUBLE)])
 
 IMAGES = _columns(
-    ("image_id", _STRING, "what names the image: of a file its path below the folder, extension included"),
-    ("image_version", _STRING, "what tells a changed image from the same one: of a file its modification time"),
+    (
+        "image_id",
+        _STRING,
+        "what names the image: of a file or object its path below the folder, extension included",
+    ),
+    (
+        "image_version",
+        _STRING,
+        "tells a changed image from the same one: of a file its modification time, of an object its ETag",
+    ),
     ("uri", _STRING, "where the image is"),
     ("content", T.BinaryType(), "the encoded image"),
 )
@@ -48,10 +55,18 @@ CAPTIONS = _columns(
     ("decode_id", _STRING, "hash of the decoding settings"),
     ("run_id", _STRING, "the run that wrote the row"),
     ("captioned_at", _TIME, "when"),
+    ("attempts", T.IntegerType(), "how often this version of the image was tried, this time included"),
 )
 
-# What executors make of images; the rest of CAPTIONS is the same for a whole run.
+# The columns that the first version wrote: a table of it is read, resumed and added to.
+FIRST_CAPTIONS = T.StructType([f for f in CAPTIONS if f.name != "attempts"])
+
+# What executors are given, and what they make of it; the rest of CAPTIONS is the same for a whole run.
+TO_CAPTION = T.StructType([*IMAGES, CAPTIONS["attempts"]])
 CAPTIONED = T.StructType([f for f in CAPTIONS if f.name not in ("model_id", "decode_id", "run_id")])
+
+# What a table or manifest of images may have, besides content.
+MANIFEST = dict.fromkeys(("image_id", "image_version", "uri", "bucket", "key", "e_tag"), "string")
 
 REFERENCES = _columns(
     ("image_id", _STRING, "as in the captions table"),
@@ -167,6 +182,8 @@ def check_writable(location: str, role: str) -> None:
     if os.path.isfile(path):  # noqa: PTH113
         raise ValueError(f"{role} {location}: is a file; a table is a folder")
     names = [name for name in (os.listdir(path) if os.path.isdir(path) else []) if name[0] not in "._"]  # noqa: PTH208, PTH112
+    if os.path.isdir(f"{path}/_delta_log"):  # noqa: PTH112
+        return  # Delta keeps files of several kinds
     strangers = [name for name in names if ".parquet" not in name and "=" not in name]
     if strangers:
         raise ValueError(f"{role} {location}: holds {strangers[0]}, which is of no table; choose an empty folder")
@@ -176,7 +193,7 @@ def read_table(spark: SparkSession, location: str, needed: T.StructType, role: s
     """Parquet, or a catalog table. Raises ValueError with one line where it is missing, or lacks one of `needed`."""
     check_readable(location, role)
     try:
-        table = spark.read.table(location) if is_table_name(location) else spark.read.parquet(*_files(location))
+        table = spark.read.table(location) if is_table_name(location) else _read_path(spark, location)
     except AnalysisException as error:
         reason = str(error).splitlines()[0].split(" SQLSTATE")[0]
         raise ValueError(f"{role} {location}: {reason}") from None
@@ -189,24 +206,44 @@ def read_table(spark: SparkSession, location: str, needed: T.StructType, role: s
     return table
 
 
+def _read_path(spark: SparkSession, location: str) -> DataFrame:
+    """Parquet, or Delta where the folder has Delta's log."""
+    if not glob.has_magic(location):
+        path = _hadoop_path(spark, f"{location.rstrip('/')}/_delta_log")
+        if path.getFileSystem(spark._jsc.hadoopConfiguration()).exists(path):
+            return spark.read.format("delta").load(location)
+    return spark.read.parquet(*_files(location))
+
+
 def _files(location: str) -> list[str]:
     """What a local glob matches, in order; any other path is left to Spark, which warns at length of a glob."""
     path = local_path(location)
     return sorted(glob.glob(path)) if path is not None and glob.has_magic(path) else [location]  # noqa: PTH207
 
 
-def read_captions(spark: SparkSession, location: str) -> DataFrame | None:
-    """The captions table, or None where there is none yet. Raises ValueError where it is another table."""
-    if is_table_name(location):
-        exists = spark.catalog.tableExists(location)
-    else:
-        path = _hadoop_path(spark, location)
-        file_system = path.getFileSystem(spark._jsc.hadoopConfiguration())
-        # A folder of which every file is hidden is what an interrupted first write leaves.
-        exists = file_system.exists(path) and any(
-            not status.getPath().getName().startswith(("_", ".")) for status in file_system.listStatus(path)
-        )
-    return read_table(spark, location, CAPTIONS, "--captions") if exists else None
+def describe(spark: SparkSession, name: str) -> dict[str, str]:
+    """What the catalog says of a table: Provider, Location and more."""
+    return {row["col_name"]: row["data_type"] for row in spark.sql(f"DESCRIBE TABLE EXTENDED {name}").collect()}
+
+
+def create(spark: SparkSession, name: str, schema: T.StructType, provider: str) -> None:
+    """Makes the table where there is none, with its columns' comments; adds the columns that an older one lacks.
+    Raises ValueError where the catalog refuses."""
+
+    def define(fields: list[T.StructField]) -> str:
+        return ", ".join(f"{f.name} {f.dataType.simpleString()} COMMENT '{_quoted(f)}'" for f in fields)
+
+    try:
+        spark.sql(f"CREATE TABLE IF NOT EXISTS {name} ({define(schema.fields)}) USING {provider}")
+        there = spark.table(name).columns
+        if absent := [f for f in schema if f.name not in there]:
+            spark.sql(f"ALTER TABLE {name} ADD COLUMNS ({define(absent)})")
+    except AnalysisException as error:
+        raise ValueError(f"{name}: {str(error).splitlines()[0].split(' SQLSTATE')[0]}") from None
+
+
+def _quoted(field: T.StructField) -> str:
+    return str(field.metadata["comment"]).replace("'", "\\'")
 
 
 def write_table(table: DataFrame, location: str, mode: str) -> None:
@@ -227,7 +264,8 @@ def replace_path(table: DataFrame, location: str) -> None:
     there is none; who was reading the old one may find its files gone. `table` may be made from what it replaces.
     """
     spark = table.sparkSession
-    staged, old = _sibling(location, "new"), _sibling(location, "old")
+    unique = uuid.uuid4().hex
+    staged, old = sibling(location, f"new-{unique}"), sibling(location, f"old-{unique}")
     table.write.parquet(staged)
     target = _hadoop_path(spark, location)
     file_system = target.getFileSystem(spark._jsc.hadoopConfiguration())
@@ -236,22 +274,6 @@ def replace_path(table: DataFrame, location: str) -> None:
         _rename(file_system, target, _hadoop_path(spark, old))
     _rename(file_system, _hadoop_path(spark, staged), target)
     file_system.delete(_hadoop_path(spark, old), True)
-
-
-def merge_captions(new: DataFrame, existing: DataFrame, location: str) -> None:
-    """Adds `new` rows to the table, where they take the place of those of the same image, model and decoding."""
-    with _computed(new, location) as rows:
-        keys = ("image_id", "model_id", "decode_id")
-        same = reduce(and_, (existing[key].eqNullSafe(rows[key]) for key in keys))
-        if existing.join(rows, same, how="left_semi").isEmpty():
-            write_table(rows, location, "append")
-            return
-        merged = existing.join(rows, same, how="left_anti").unionByName(rows).select(CAPTIONS.names)
-        if is_table_name(location):
-            with _computed(merged, location) as table:
-                table.write.insertInto(location, overwrite=True)
-        else:
-            write_table(merged, location, "overwrite")
 
 
 def having(keys: Mapping[str, str]) -> Column:
@@ -275,31 +297,17 @@ def beside(location: str, name: str) -> str:
     return f"./{place}" if is_table_name(place) and not is_table_name(location) else place
 
 
-@contextmanager
-def _computed(rows: DataFrame, location: str) -> Iterator[DataFrame]:
-    """`rows` computed once and kept beside `location` for as long as the context lasts."""
-    spark = rows.sparkSession
+def staging(spark: SparkSession, location: str) -> str:
+    """Where rows are kept until they are committed: a hidden folder beside the table, or in Spark's warehouse."""
     if is_table_name(location):
-        kept = f"{location}_{uuid.uuid4().hex}"
-        rows.write.saveAsTable(kept)
-        try:
-            yield spark.read.table(kept)
-        finally:
-            spark.sql(f"DROP TABLE IF EXISTS {kept}")
-        return
-    kept = _sibling(location, "rows")
-    path = _hadoop_path(spark, kept)
-    try:
-        rows.write.parquet(kept)
-        yield spark.read.parquet(kept)
-    finally:
-        path.getFileSystem(spark._jsc.hadoopConfiguration()).delete(path, True)
+        return f"{spark.conf.get('spark.sql.warehouse.dir')}/.{location}-staging"
+    return sibling(location, "staging")
 
 
-def _sibling(location: str, what: str) -> str:
+def sibling(location: str, what: str) -> str:
     """A hidden name beside `location`, which no reader takes for data."""
     folder, _, name = location.rstrip("/").rpartition("/")
-    return f"{folder}{'/' if folder or location.startswith('/') else ''}.{name}-{what}-{uuid.uuid4().hex}"
+    return f"{folder}{'/' if folder or location.startswith('/') else ''}.{name}-{what}"
 
 
 def _hadoop_path(spark: SparkSession, location: str) -> Any:

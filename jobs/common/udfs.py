@@ -9,6 +9,7 @@ import torch
 from pyspark import Broadcast, TaskContext
 
 from jobs.common.executor import caption_batches
+from jobs.common.storage import Access
 from nic_model.captioner import Captioner
 from nic_model.checkpoint import ModelFiles
 from nic_model.config import DecodeConfig
@@ -29,11 +30,11 @@ class CaptionerRecipe:
     files: "Broadcast[ModelFiles]" = field(compare=False)
 
 
-def caption_udf(recipe: CaptionerRecipe, read_files: bool) -> ArrowFunction:
+def caption_udf(recipe: CaptionerRecipe, access: Access) -> ArrowFunction:
     """A function for `mapInArrow` from executor.INPUT to executor.OUTPUT."""
 
     def caption(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        return caption_batches(batches, _captioner(recipe, _task_device(recipe.device)), read_files)
+        return caption_batches(batches, _captioner(recipe, _task_device(recipe.device)), access)
 
     return caption
 

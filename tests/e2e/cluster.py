@@ -27,7 +27,7 @@ def standalone_cluster(
     SPARK_WORKER_OPTS.
     """
     with ExitStack() as processes:
-        port, web_port = _free_ports(2)
+        port, web_port = free_ports(2)
         url = f"spark://127.0.0.1:{port}"
         options = ["--host", "127.0.0.1", "--port", str(port), "--webui-port", str(web_port)]
         running = [processes.enter_context(_daemon(folder / "master", "master.Master", options))]
@@ -118,7 +118,7 @@ def _logs(folder: Path) -> str:
     return "\n".join(f"--- {log}\n{log.read_text(errors='replace')[-4000:]}" for log in sorted(folder.glob("*/log")))
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     sockets = [socket.socket() for _ in range(count)]
     try:
         for one in sockets:

@@ -13,7 +13,7 @@ from pyspark.sql import DataFrame, SparkSession
 from jobs import caption_images
 from jobs.common import tables
 from jobs.common.session import exit_status
-from jobs.common.sources import ImageFiles, ImageTable, find_source
+from jobs.common.sources import ImageFiles, ImageObjects, ImageTable, find_source, spread
 from tests.hostile_images import photographs as photos
 from tests.hostile_images import write_hostile_folder
 from tests.nic_model.test_captioner import photographs
@@ -122,7 +122,7 @@ def image_table(path: Path, rows: Sequence[dict[str, object]], **columns: pa.Dat
 def test_parquet_of_one_row_group_is_spread(spark: SparkSession, model: Path, tmp_path: Path) -> None:
     rows = [{"image_id": str(n), "content": content} for n, content in enumerate(photographs(9))]
     source = image_table(tmp_path / "images.parquet", [*rows, {"image_id": "none"}, {"content": b"x"}])
-    assert ImageTable(str(source)).read(spark).rdd.getNumPartitions() == 8
+    assert spread(ImageTable(str(source)).read(spark).rows).rdd.getNumPartitions() == 8
     assert run(model, source, "--captions", tmp_path / "out") == 0
     found = spark.read.parquet(str(tmp_path / "out")).groupBy("status").count().collect()
     assert {row["status"]: row["count"] for row in found} == {"ok": 9, "fetch_error": 1, "invalid_id": 1}
@@ -132,7 +132,7 @@ def test_arrow_batches_are_bounded_in_bytes(spark: SparkSession, tmp_path: Path)
     """A batch is closed once it has passed the limit: it holds no more than that and one row."""
     megabyte, limit = 1 << 20, 4 << 20
     rows = [{"image_id": str(n), "content": os.urandom(megabyte if n % 2 else 1000)} for n in range(40)]
-    images = ImageTable(str(image_table(tmp_path / "images.parquet", rows))).read(spark).repartition(1)
+    images = ImageTable(str(image_table(tmp_path / "images.parquet", rows))).read(spark).rows.repartition(1)
     before = spark.conf.get("spark.sql.execution.arrow.maxBytesPerBatch")
     spark.conf.set("spark.sql.execution.arrow.maxBytesPerBatch", str(limit))
 
@@ -196,12 +196,15 @@ def test_failure_rate_decides_the_exit_status(model: Path, tmp_path: Path, capsy
         (["--images", "nothing/here"], "--images nothing/here: no such folder"),
         (["--images", "nothing/*.jpg"], "--images nothing/*.jpg: no image files there"),
         (["--images", "nothing.parquet"], "--images nothing.parquet: no such file"),
-        (["--images", "s3://bucket/prefix"], "--images s3://bucket/prefix: allowed are a local folder"),
+        (["--images", "ftp://host/folder"], "--images ftp://host/folder: allowed are a local folder"),
+        (["--captions", "s3://bucket/out"], "Hadoop writes tables on S3, and calls this s3a://bucket/out"),
+        (["--format", "iceberg"], "an Iceberg table is named by its catalog: catalog.database.table"),
+        (["--max-attempts", "0"], "--max-attempts 0: must be at least 1"),
         (["--images", "tests/jobs"], "--images tests/jobs: no image files there; taken for images are .bmp"),
         (["--model", "nothing"], "--model nothing: no such directory"),
         (["--device", "tpu"], "--device tpu: allowed are auto, cpu, cuda, or cuda:N"),
         (["--mode", "append"], "--mode append: allowed are resume, overwrite"),
-        (["--format", "csv"], "--format csv: allowed are parquet"),
+        (["--format", "csv"], "--format csv: allowed are parquet, delta, iceberg"),
         (["--captions", "README.md"], "--captions README.md: is a file; a table is a folder"),
         (["--captions", "tests"], "which is of no table; choose an empty folder"),
         (["--references", "nothing"], "--references nothing: no such file or folder"),
@@ -224,9 +227,15 @@ def test_bad_options_are_one_line_before_spark_starts(
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"image_id": pa.string()}, "content must be binary, is missing; it has image_id string"),
-        ({"image_id": pa.int64(), "content": pa.binary()}, "image_id must be string, is bigint"),
-        ({"name": pa.string()}, "image_id must be string, is missing; content must be binary, is missing; it has name"),
+        (
+            {"image_id": pa.string()},
+            "bucket must be string, is missing; key must be string, is missing; it has image_id",
+        ),
+        (
+            {"image_id": pa.int64(), "content": pa.binary()},
+            "image_id must be string, is bigint; it has image_id bigint",
+        ),
+        ({"content": pa.string()}, "image_id must be string, is missing; content must be binary, is string; it has"),
     ],
 )
 def test_tables_without_the_columns_are_refused(
@@ -251,6 +260,10 @@ def test_tables_without_the_columns_are_refused(
         ("photos", ImageFiles),
         ("photos/*.jpg", ImageFiles),
         ("file:///photos", ImageFiles),
+        ("s3://bucket/photos", ImageObjects),
+        ("s3://bucket/list.parquet", ImageTable),
+        ("list.csv", ImageTable),
+        ("lists/*.jsonl", ImageTable),
     ],
 )
 def test_sources_are_told_apart(location: str, kind: type) -> None:
@@ -260,6 +273,6 @@ def test_sources_are_told_apart(location: str, kind: type) -> None:
 def test_dangling_links_and_odd_names_are_not_lost(spark: SparkSession, folder: Path) -> None:
     (folder / "gone.jpg").symlink_to("nowhere")
     (folder / "a #%41 ü?.png").write_bytes(photographs(1)[0])
-    ids = {row["image_id"] for row in ImageFiles(str(folder)).read(spark).collect()}
+    ids = {row["image_id"] for row in ImageFiles(str(folder)).read(spark).rows.collect()}
     assert {"gone.jpg", "a #%41 ü?.png", "sub/c.png"} <= ids
     assert "notes.txt" not in ids

@@ -5,8 +5,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from jobs.common import executor
+from jobs.common import storage
 from jobs.common.executor import INPUT, OUTPUT, caption_batches, fetch
+from jobs.common.storage import Access
 from nic_model.captioner import Captioner, Failure
 from tests.nic_model.test_captioner import photographs
 from tests.tiny import tiny_model_directory
@@ -18,7 +19,8 @@ def captioner(tmp_path_factory: pytest.TempPathFactory) -> Captioner:
 
 
 def record_batch(*rows: tuple[str | None, str | None, str | None, bytes | None]) -> pa.RecordBatch:
-    return pa.RecordBatch.from_pylist([dict(zip(INPUT.names, row, strict=True)) for row in rows], schema=INPUT)
+    names = INPUT.names[:4]
+    return pa.RecordBatch.from_pylist([{**dict(zip(names, row, strict=True)), "attempts": 1} for row in rows], INPUT)
 
 
 def test_rows_keep_their_order_and_names(captioner: Captioner, tmp_path: Path) -> None:
@@ -31,7 +33,7 @@ def test_rows_keep_their_order_and_names(captioner: Captioner, tmp_path: Path) -
         record_batch((None, None, None, good[2]), ("5", None, None, None)),
         record_batch(("6", None, "file:///nowhere/at/all.jpg", None)),
     ]
-    found = list(caption_batches(batches, captioner, read_files=True))
+    found = list(caption_batches(batches, captioner, Access(local=True)))
     assert all(batch.schema == OUTPUT for batch in found)
     rows = [row for batch in found for row in batch.to_pylist()]
     assert [(row["image_id"], row["status"]) for row in rows] == [
@@ -69,7 +71,7 @@ def test_no_batches_no_batches(captioner: Captioner) -> None:
         ("a", b"bytes", None, b"bytes"),
         ("a", b"", None, b""),
         (None, b"bytes", None, Failure("invalid_id", "image_id is null")),
-        ("a", None, None, Failure("fetch_error", "content is null")),
+        ("a", None, None, Failure("fetch_error", "content and uri are null")),
         ("a", None, "file", b"on disk"),
         ("a", None, "missing", Failure("fetch_error", "FileNotFoundError: No such file or directory")),
         ("a", None, "folder", Failure("fetch_error", "IsADirectoryError: Is a directory")),
@@ -82,9 +84,10 @@ def test_fetch(
     image_id: str | None, content: bytes | None, name: str | None, expected: bytes | Failure,
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(executor, "MAX_BYTES", 32)
+    monkeypatch.setattr(storage, "MAX_BYTES", 32)
     (tmp_path / "file").write_bytes(b"on disk")
     (tmp_path / "large").write_bytes(b"x" * 33)
     (tmp_path / "ünï %41 #?.jpg").write_bytes(b"odd name")
     (tmp_path / "folder").mkdir()
-    assert fetch(image_id, content, (tmp_path / name).as_uri() if name else None) == expected
+    uri = (tmp_path / name).as_uri() if name else None
+    assert fetch(image_id, content, uri, Access(local=True))[0] == expected

@@ -16,7 +16,8 @@ CONTRACTS = [
         tables.CAPTIONS,
         "image_id:string,image_version:string,uri:string,caption:string,log_prob:double,"
         "alternatives:array<struct<caption:string,log_prob:double>>,width:int,height:int,status:string,"
-        "error_message:string,model_id:string,decode_id:string,run_id:string,captioned_at:timestamp",
+        "error_message:string,model_id:string,decode_id:string,run_id:string,captioned_at:timestamp,"
+        "attempts:int",
     ),
     (tables.REFERENCES, "image_id:string,captions:array<string>"),
     (
@@ -161,35 +162,6 @@ def test_write_and_read_a_catalog_table(spark: SparkSession) -> None:
     assert ids(table) == ["a", "b"]
     tables.write_table(references(spark, "c"), "writing.refs", "overwrite")
     assert ids(spark.read.table("writing.refs")) == ["c"]
-
-
-def captions(spark: SparkSession, run: str, **status_by_image: str) -> DataFrame:
-    rows = [
-        {"image_id": image, "status": status, "model_id": "m", "decode_id": "d", "run_id": run}
-        for image, status in status_by_image.items()
-    ]
-    return spark.createDataFrame(rows, tables.CAPTIONS)
-
-
-@pytest.mark.parametrize("location", ["path", "merging.captions"])
-def test_merge_captions(spark: SparkSession, tmp_path: Path, location: str) -> None:
-    """New images are added; a row of the same image, model and decoding is replaced."""
-    spark.sql("CREATE DATABASE IF NOT EXISTS merging")
-    target = str(tmp_path / "captions") if location == "path" else location
-    assert tables.read_captions(spark, target) is None
-    tables.write_table(captions(spark, "1", a="ok", b="fetch_error"), target, "overwrite")
-    for run, rows, expected in (
-        ("2", {"c": "ok"}, {"a": "1", "b": "1", "c": "2"}),
-        ("3", {"b": "ok", "d": "ok"}, {"a": "1", "b": "3", "c": "2", "d": "3"}),
-    ):
-        existing = tables.read_captions(spark, target)
-        assert existing is not None
-        tables.merge_captions(captions(spark, run, **rows), existing, target)
-        merged = tables.read_captions(spark, target)
-        assert merged is not None
-        assert merged.columns == tables.CAPTIONS.names
-        assert {row["image_id"]: row["run_id"] for row in merged.collect()} == expected
-    assert len([path for path in tmp_path.iterdir() if not path.name.endswith(".crc")]) == (location == "path")
 
 
 def test_append_run(spark: SparkSession, tmp_path: Path) -> None:

@@ -1,0 +1,288 @@
+"""Objects on S3: listed, fetched, and told apart from what must not be read. The only user of boto3.
+
+Executors run this: there is no Spark in it. Endpoint, region, profile, role and keys come from the ordinary AWS chain
+(environment, shared files, instance metadata); `--s3-endpoint` alone can be given to a job, since it is no secret.
+"""
+
+import functools
+import hashlib
+import os
+import tempfile
+import urllib.parse
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConnectTimeoutError,
+    CredentialRetrievalError,
+    EndpointConnectionError,
+    IncompleteReadError,
+    NoCredentialsError,
+    PartialCredentialsError,
+    ProfileNotFound,
+    ReadTimeoutError,
+    ResponseStreamingError,
+)
+
+# Beyond this an image file is not read at all: no photograph is that large, but a film or a disk image named .jpg is.
+MAX_BYTES = 256 * 1024 * 1024
+
+# A request that fails for the moment (503 SlowDown, a reset, a time-out) is tried this often, with growing random
+# pauses: if a third of all requests fail, one in half a million is given up.
+TRIES = 12
+CONNECT_SECONDS = 5
+READ_SECONDS = 20
+BODY_TRIES = 4  # a body that breaks off is asked for anew
+
+# How deep, and how many pages of each folder, are looked through to part a listing.
+DEPTH, PAGES = 4, 3
+
+# What is wrong with the run, not with one object: going on would write an error row for each image.
+SYSTEMIC = frozenset({
+    "NoSuchBucket", "InvalidBucketName", "PermanentRedirect", "AuthorizationHeaderMalformed", "InvalidAccessKeyId",
+    "SignatureDoesNotMatch", "ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRefreshRequired",
+    "RequestTimeTooSkewed", "AccountProblem", "AuthFailure", "UnrecognizedClientException", "NotSignedUp",
+    "InvalidClientTokenId",
+})  # fmt: skip
+DENIED = frozenset({"AccessDenied", "AllAccessDisabled", "403", "Forbidden"})
+
+
+class ObjectError(Exception):
+    """One object cannot be had: `status` is `fetch_error` or `too_large`, the text says why."""
+
+    def __init__(self, status: str, message: str, denied: bool = False) -> None:
+        super().__init__(message)
+        self.status = status
+        self.denied = denied
+
+
+class SystemicError(Exception):
+    """No object can be had: credentials, bucket or server are at fault. The run must stop."""
+
+
+@dataclass(frozen=True)
+class Access:
+    """How executors reach images. Travels to them, so it holds no secret."""
+
+    endpoint: str | None = None
+    local: bool = False  # whether `file:` uris and paths are read
+
+
+@dataclass(frozen=True)
+class Listed:
+    """An object of a listing. `version` is its ETag."""
+
+    key: str
+    version: str
+    size: int
+
+
+def client(access: Access, threads: int = 16) -> Any:
+    """One for each process and endpoint: clients are thread-safe, slow to make, and keep connections alive."""
+    return _client(access.endpoint, threads, os.getpid())
+
+
+@functools.lru_cache(maxsize=4)
+def _client(endpoint: str | None, threads: int, _: int) -> Any:
+    try:
+        # `standard` backs off with jitter; `adaptive` would add a rate limit on this side, which a server that fails
+        # at random drives down to a request every two seconds.
+        return boto3.client(
+            "s3",
+            endpoint_url=endpoint,
+            config=Config(
+                retries={"mode": "standard", "total_max_attempts": TRIES},
+                connect_timeout=CONNECT_SECONDS,
+                read_timeout=READ_SECONDS,
+                max_pool_connections=threads,
+                tcp_keepalive=True,
+                s3={"addressing_style": "path"} if endpoint or os.environ.get("AWS_ENDPOINT_URL") else {},
+            ),
+        )
+    except (BotoCoreError, ValueError) as error:
+        raise SystemicError(_one_line(error)) from None
+
+
+def forget_clients() -> None:
+    """The next one reads the AWS configuration anew."""
+    _client.cache_clear()
+    boto3.DEFAULT_SESSION = None
+
+
+def split_uri(uri: str) -> tuple[str, str]:
+    """Bucket and key of `s3://bucket/key` (`s3a`, `s3n` too). The key is taken as it stands: `%41` is three characters.
+
+    Raises ObjectError for another scheme, a missing part, and keys that would climb out of a folder.
+    """
+    scheme, separator, rest = uri.partition("://")
+    bucket, _, key = rest.partition("/")
+    if not separator or scheme.lower() not in ("s3", "s3a", "s3n"):
+        kind = f"{scheme}://" if separator else uri.partition(":")[0] + ":" if ":" in uri else "a local path"
+        raise ObjectError("fetch_error", f"uri refused: {kind[:40]} is not read; allowed is s3://bucket/key")
+    if not bucket or not key:
+        raise ObjectError("fetch_error", "uri refused: not s3://bucket/key")
+    if any(part in (".", "..") for part in key.split("/")):
+        raise ObjectError("fetch_error", "uri refused: it has a . or .. in its path")
+    if not bucket.isascii() or not all(letter.isalnum() or letter in "-._" for letter in bucket):
+        raise ObjectError("fetch_error", f"uri refused: {bucket[:70]!r} is no bucket's name")
+    if not key.isprintable():
+        raise ObjectError("fetch_error", "uri refused: it has control characters")
+    if len(key.encode()) > 1024:
+        raise ObjectError("fetch_error", "uri refused: the key is longer than 1024 bytes")
+    return bucket, key
+
+
+def is_s3(location: str) -> bool:
+    return location.startswith("s3://")
+
+
+class Download:
+    """An object or file that is open: its `size` in bytes is known before any of it is read."""
+
+    def __init__(self, uri: str, access: Access) -> None:
+        """Raises ObjectError or SystemicError."""
+        self.uri, self.access = uri, access
+        self._body: Any = None
+        scheme = uri.partition(":")[0].lower()
+        if access.local and (scheme == "file" or uri.startswith("/")):
+            path = urllib.parse.urlsplit(uri).path if scheme == "file" else uri
+            self._open_file(Path(urllib.parse.unquote(path, errors="surrogateescape") if scheme == "file" else path))
+        else:
+            self.bucket, self.key = split_uri(uri)
+            self._open_object()
+
+    def _open_file(self, file: Path) -> None:
+        try:
+            self._body = file.open("rb")
+            self.size = os.fstat(self._body.fileno()).st_size
+        except (OSError, ValueError) as error:
+            raise ObjectError("fetch_error", f"{type(error).__name__}: {getattr(error, 'strerror', error)}") from None
+
+    def _open_object(self) -> None:
+        try:
+            answer = client(self.access).get_object(Bucket=self.bucket, Key=self.key)
+        except (BotoCoreError, ClientError) as error:
+            raise classify(error, self.bucket) from None
+        self._body, self.size = answer["Body"], answer["ContentLength"]
+        etag = answer["ETag"].strip('"')
+        # Of an object stored in parts, or encrypted with a key of KMS, the ETag is no hash of the content.
+        plain = len(etag) == 32 and "kms" not in answer.get("ServerSideEncryption", "")
+        self.md5 = etag if plain else None
+
+    def read(self) -> bytes:
+        """All of it. Raises ObjectError or SystemicError."""
+        for attempt in range(BODY_TRIES):
+            try:
+                with closing(self._body) as body:
+                    return bytes(body.read())
+            except (IncompleteReadError, ReadTimeoutError, ResponseStreamingError, OSError) as error:
+                if not hasattr(self, "bucket") or attempt == BODY_TRIES - 1:
+                    raise ObjectError("fetch_error", _one_line(error)) from None
+                self._open_object()
+        raise AssertionError("unreachable")
+
+    def close(self) -> None:
+        """Leaves unread what has not been read."""
+        self._body.close()
+
+
+def classify(error: Exception, bucket: str) -> ObjectError | SystemicError:
+    """What a failed request means: an object's failure, or the run's."""
+    if isinstance(error, ClientError):
+        code = error.response["Error"].get("Code", "")
+        text = f"{code}: {error.response['Error'].get('Message', '')}".rstrip(": ")
+        if code in SYSTEMIC:
+            return SystemicError(f"s3://{bucket}: {text}")
+        return ObjectError("fetch_error", text, denied=code in DENIED)
+    if isinstance(error, NoCredentialsError | PartialCredentialsError | CredentialRetrievalError | ProfileNotFound):
+        return SystemicError(f"s3://{bucket}: {_one_line(error)}")
+    if isinstance(error, EndpointConnectionError | ConnectTimeoutError):
+        return SystemicError(f"s3://{bucket}: {_one_line(error)} ({TRIES} tries)")
+    return ObjectError("fetch_error", _one_line(error))
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def list_objects(bucket: str, prefix: str, access: Access, delimiter: str = "") -> Iterator[list[Listed] | list[str]]:
+    """Pages of objects whose keys begin with `prefix`; with a delimiter, pages of the prefixes below it too, as str.
+
+    Raises SystemicError where listing is refused.
+    """
+    pages = client(access).get_paginator("list_objects_v2")
+    try:
+        for page in pages.paginate(Bucket=bucket, Prefix=prefix, Delimiter=delimiter):
+            # A key that ends in / is the marker of a folder.
+            yield [
+                Listed(entry["Key"], entry["ETag"].strip('"'), entry["Size"])
+                for entry in page.get("Contents", [])
+                if not entry["Key"].endswith("/")
+            ]
+            yield [entry["Prefix"] for entry in page.get("CommonPrefixes", [])]
+    except (BotoCoreError, ClientError) as error:
+        reason = str(classify(error, bucket)).removeprefix(f"s3://{bucket}: ")
+        raise SystemicError(f"s3://{bucket}/{prefix}: {reason}") from None
+
+
+def split_listing(bucket: str, prefix: str, access: Access, wanted: int) -> list[tuple[str, str]]:
+    """Prefixes and delimiters whose listings together are that of `prefix`: some `wanted` of them, where there are
+    folders to part it by. Raises SystemicError."""
+    parts: list[tuple[str, str]] = []
+    level = [prefix]
+    for _ in range(DEPTH):
+        if not level or len(parts) + len(level) >= wanted:
+            break
+        deeper: list[str] = []
+        for folder in level:
+            pages = list(islice(list_objects(bucket, folder, access, "/"), 2 * PAGES + 1))
+            if len(pages) > 2 * PAGES:  # too long to be looked through here
+                parts.append((folder, ""))
+                continue
+            parts.append((folder, "/"))
+            deeper += [name for page in pages for name in page if isinstance(name, str)]
+        level = deeper
+    return parts + [(folder, "") for folder in level]
+
+
+def probe(uris: list[str], access: Access) -> None:
+    """Opens each of a few objects. Raises SystemicError where none can be had for a reason that is not theirs."""
+    denied = 0
+    for uri in uris:
+        try:
+            with closing(Download(uri, access)):
+                return
+        except ObjectError as error:
+            denied += error.denied
+    if denied == len(uris) > 2:
+        raise SystemicError(f"access denied to each of {len(uris)} objects tried, the first was {uris[0]}")
+
+
+def download_model(location: str, access: Access, names: tuple[str, ...]) -> Path:
+    """The files of a model directory on S3, in a temporary folder.
+
+    Each is compared with the hash that S3 keeps where it is a plain MD5. Raises ValueError.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="nic-model-")) / (PurePosixPath(location).name or "model")
+    folder.mkdir()
+    for name in names:
+        try:
+            opened = Download(f"{location.rstrip('/')}/{name}", access)
+            content = opened.read()
+        except (ObjectError, SystemicError) as error:
+            raise ValueError(f"--model {location}: {name}: {error}") from None
+        digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
+        if opened.md5 not in (None, digest):
+            raise ValueError(
+                f"--model {location}: {name} came damaged: its MD5 is {digest}, not {opened.md5} as S3 says"
+            )
+        (folder / name).write_bytes(content)
+    return folder

@@ -1,0 +1,187 @@
+"""The captions table in its formats: how rows are read from it, and how a wave of them is committed.
+
+Whatever the format, a commit is seen whole or not at all, and replaces the rows of the same image, model and decoding.
+
+- Parquet, a path or a catalog table: a commit is one file, put in place in one step. Rows that are replaced stand in
+  files of earlier commits, so a wave that replaces rows replaces those of one file, by putting in its place a file of
+  its other rows and the new ones. A reader that listed the folder before and opens that file after may have to try
+  again; it never sees other rows than those before or after.
+- Delta and Iceberg: a commit is a transaction, an INSERT of new images or a MERGE of rows that replace others.
+"""
+
+from dataclasses import dataclass
+from functools import reduce
+from operator import and_
+from typing import Any
+
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from jobs.common import tables
+from jobs.common.files import Folder
+
+FORMATS = ("parquet", "delta", "iceberg")
+KEYS = ("image_id", "model_id", "decode_id")
+PACKAGES = {  # of the Spark version that pyproject.toml names
+    "delta": ("io.delta.tables.DeltaTable", "io.delta:delta-spark_4.1_2.13:4.4.0"),
+    "iceberg": ("org.apache.iceberg.spark.SparkCatalog", "org.apache.iceberg:iceberg-spark-runtime-4.1_2.13:1.12.0"),
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the two kinds of table have in common. `staging` is a folder for what is not committed yet."""
+
+    spark: SparkSession
+    location: str
+    staging: Folder
+
+    def read(self) -> DataFrame | None:
+        """The rows as CAPTIONS, whatever version wrote them, and `commit`: what a wave that replaces a row has to name.
+        None where there is no table yet. Raises ValueError where it is another table."""
+        raise NotImplementedError
+
+    def create(self) -> None:
+        """Makes the table where there is none; adds the columns that it lacks."""
+        raise NotImplementedError
+
+    def commit(self, rows: DataFrame, name: str, replaces: str | None) -> None:
+        """Adds `rows`, which are staged, or puts them in the place of others: of those of the commit `replaces`.
+        `name` is unique."""
+        raise NotImplementedError
+
+    def overwrite(self, rows: DataFrame) -> None:
+        """Puts `rows` in the place of all others."""
+        raise NotImplementedError
+
+    def stage(self, rows: DataFrame, name: str, **options: Any) -> DataFrame:
+        """`rows`, computed once and kept until the run ends."""
+        path = self.staging.at(name)
+        rows.write.options(**options).parquet(path)
+        return self.spark.read.schema(rows.schema).parquet(path)
+
+
+class ParquetTarget(Target):
+    """A folder of Parquet files, which may be a catalog table's."""
+
+    def _folder(self) -> Folder | None:
+        if not tables.is_table_name(self.location):
+            return Folder(self.spark, self.location)
+        if not self.spark.catalog.tableExists(self.location):
+            return None
+        about = tables.describe(self.spark, self.location)
+        if about.get("Provider", "").lower() != "parquet":
+            raise ValueError(
+                f"--captions {self.location}: is a table of format {about.get('Provider')}; choose it by --format"
+            )
+        if "# Partition Information" in about:
+            raise ValueError(f"--captions {self.location}: is partitioned, which a Parquet table of captions is not")
+        return Folder(self.spark, about["Location"])
+
+    def read(self) -> DataFrame | None:
+        folder = self._folder()
+        if folder is None or not folder.names():
+            return None
+        if folder.exists("_delta_log"):
+            raise ValueError(f"--captions {self.location}: is a Delta table; choose it by --format delta")
+        tables.read_table(self.spark, self.location, tables.FIRST_CAPTIONS, "--captions")
+        # Files of an earlier version lack columns: by the whole schema, these are null.
+        rows = self.spark.read.schema(tables.CAPTIONS).parquet(folder.location)
+        return rows.withColumn("commit", F.col("_metadata.file_name"))
+
+    def create(self) -> None:
+        if tables.is_table_name(self.location):
+            tables.create(self.spark, self.location, tables.CAPTIONS, "parquet")
+
+    def commit(self, rows: DataFrame, name: str, replaces: str | None) -> None:
+        folder = self._folder()
+        assert folder is not None
+        if replaces is not None:
+            before = self.spark.read.schema(tables.CAPTIONS).parquet(folder.at(replaces))
+            keys = F.broadcast(rows.select(*KEYS))
+            same = reduce(and_, (before[key].eqNullSafe(keys[key]) for key in KEYS))
+            rows = before.join(keys, same, how="left_anti").unionByName(rows)
+        self.stage(rows.to(tables.CAPTIONS).coalesce(1), f"{name}-whole")
+        (file,) = self.staging.names(f"{name}-whole")
+        folder.place(Folder(self.spark, self.staging.at(f"{name}-whole")), file, replaces or f"{name}.parquet")
+        self._refresh()
+
+    def overwrite(self, rows: DataFrame) -> None:
+        folder = self._folder()
+        assert folder is not None
+        tables.replace_path(rows.to(tables.CAPTIONS).hint("rebalance"), folder.location)
+        self._refresh()
+
+    def _refresh(self) -> None:
+        if tables.is_table_name(self.location):
+            self.spark.catalog.refreshTable(self.location)
+
+
+@dataclass(frozen=True)
+class TransactionTarget(Target):
+    """A table whose format has transactions: Delta, at a path or in a catalog, or Iceberg, in a catalog."""
+
+    format: str
+
+    @property
+    def _name(self) -> str:
+        return self.location if tables.is_table_name(self.location) else f"delta.`{self.location}`"
+
+    def _exists(self) -> bool:
+        if tables.is_table_name(self.location):
+            return bool(self.spark.catalog.tableExists(self.location))
+        return Folder(self.spark, self.location).exists("_delta_log")
+
+    def read(self) -> DataFrame | None:
+        if not self._exists():
+            return None
+        rows = tables.read_table(self.spark, self.location, tables.FIRST_CAPTIONS, "--captions")
+        absent = {f.name: F.lit(None).cast(f.dataType) for f in tables.CAPTIONS if f.name not in rows.columns}
+        return rows.withColumns(absent).select(*tables.CAPTIONS.names, F.lit("table").alias("commit"))
+
+    def create(self) -> None:
+        tables.create(self.spark, self._name, tables.CAPTIONS, self.format)
+        provider = tables.describe(self.spark, self._name).get("Provider", self.format)
+        if provider.lower() != self.format:
+            raise ValueError(f"--captions {self.location}: is a table of format {provider}; choose it by --format")
+
+    def commit(self, rows: DataFrame, name: str, replaces: str | None) -> None:
+        columns = ", ".join(tables.CAPTIONS.names)
+        view = f"rows_{name.replace('-', '_')}"
+        rows.select(tables.CAPTIONS.names).hint("rebalance").createOrReplaceTempView(view)
+        if replaces is None:
+            self.spark.sql(f"INSERT INTO {self._name} ({columns}) SELECT {columns} FROM {view}")
+        else:
+            same = " AND ".join(f"old.{key} <=> new.{key}" for key in KEYS)
+            values = ", ".join(f"{column} = new.{column}" for column in tables.CAPTIONS.names)
+            added = ", ".join(f"new.{column}" for column in tables.CAPTIONS.names)
+            self.spark.sql(
+                f"MERGE INTO {self._name} old USING {view} new ON {same} WHEN MATCHED THEN UPDATE SET {values}"
+                f" WHEN NOT MATCHED THEN INSERT ({columns}) VALUES ({added})"
+            )
+        self.spark.catalog.dropTempView(view)
+
+    def overwrite(self, rows: DataFrame) -> None:
+        rows.select(tables.CAPTIONS.names).hint("rebalance").createOrReplaceTempView("all_rows")
+        self.spark.sql(f"INSERT OVERWRITE {self._name} SELECT * FROM all_rows")
+        self.spark.catalog.dropTempView("all_rows")
+
+
+def check_target(location: str, form: str) -> None:
+    """Raises ValueError, before Spark runs, for a table that cannot be written."""
+    if location.startswith("s3://"):
+        raise ValueError(f"--captions {location}: Hadoop writes tables on S3, and calls this s3a://{location[5:]}")
+    if form == "iceberg" and not tables.is_table_name(location):
+        raise ValueError(f"--captions {location}: an Iceberg table is named by its catalog: catalog.database.table")
+    tables.check_writable(location, "--captions")
+
+
+def find_target(spark: SparkSession, location: str, form: str, staging: Folder) -> Target:
+    """The table at `location`. Raises ValueError where this Spark lacks the format's jar."""
+    if form == "parquet":
+        return ParquetTarget(spark, location, staging)
+    needed, package = PACKAGES[form]
+    assert spark._jvm is not None
+    if not spark._jvm.org.apache.spark.util.Utils.classIsLoadable(needed):
+        raise ValueError(f"--format {form}: this Spark has no {needed}; give spark-submit --packages {package}")
+    return TransactionTarget(spark, location, staging, form)

@@ -1,0 +1,130 @@
+"""Which images are to be captioned, and the waves that a run is cut into. Each wave is committed by itself."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from jobs.common import tables
+from jobs.common.sources import TASKS_PER_CORE, Images, spread
+from jobs.common.targets import Target
+
+# Some minutes of captioning for a core without a GPU.
+IMAGES_PER_CORE = 10_000
+PROBED = 8  # objects tried before the first wave
+
+Units = Iterable[tuple[str | None, str | None, int]]
+
+
+@dataclass(frozen=True)
+class Wave:
+    """A part of what is to be captioned: of the rows that replace those of one commit, or none, those of some `units`,
+    which are files of the source's content or of the list itself."""
+
+    replaces: str | None
+    units: tuple[str | None, ...]
+    size: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be captioned, as a list on disk, and how it is cut."""
+
+    images: Images
+    todo: DataFrame
+    waves: list[Wave]
+    duplicates: int  # rows of the source whose image_id stands in another row as well, which is the one captioned
+
+    def some_objects(self) -> list[str]:
+        """The uris of some new images that are on S3."""
+        if self.images.has_content or not self.waves:
+            return []
+        new = self.todo.where(F.col("replaces").isNull() & F.col("uri").startswith("s3"))
+        return [row["uri"] for row in new.select("uri").head(PROBED)]
+
+    def read(self, wave: Wave) -> DataFrame:
+        """The wave's images, as TO_CAPTION. Of a source with content, the files of the wave alone are read."""
+        todo = _of_units(self.todo.where(F.col("replaces").eqNullSafe(F.lit(wave.replaces))), wave)
+        if not self.images.has_content:
+            # Several tasks for each core, so that all end at about the same time. Ids and uris are quickly moved.
+            tasks = TASKS_PER_CORE * todo.sparkSession.sparkContext.defaultParallelism
+            rows = todo.withColumn("content", F.lit(None).cast("binary")).repartition(min(tasks, wave.size))
+            return rows.select(tables.TO_CAPTION.names)
+        wanted = F.broadcast(
+            todo.select(F.col("image_id").alias("id"), F.col("image_version").alias("version"), "attempts")
+        )
+        same = F.col("image_id").eqNullSafe(F.col("id")) & F.col("image_version").eqNullSafe(F.col("version"))
+        rows = spread(_of_units(self.images.rows, wave)).join(wanted, same, how="inner")
+        if self.duplicates:
+            rows = rows.dropDuplicates(["image_id"])
+        return rows.select(tables.TO_CAPTION.names)
+
+
+def plan(images: Images, target: Target, existing: DataFrame | None, keys: Mapping[str, str], limits: "Limits") -> Plan:
+    """Lists what has no row yet under `keys`, what has one of another version, and what failed; and cuts it."""
+    todo = find_todo(images, existing, keys, limits.max_attempts)
+    if limits.images:
+        todo = todo.limit(limits.images)
+    todo = target.stage(todo, "todo", maxRecordsPerFile=limits.wave)
+    if not images.has_content:
+        todo = todo.withColumn("unit", F.col("_metadata.file_path"))
+    counted = todo.groupBy("replaces", "unit").agg(F.count("*").alias("n"), F.sum(F.col("copies") - 1).alias("spare"))
+    rows = counted.collect()
+    waves = cut([(row["replaces"], row["unit"], row["n"]) for row in rows], limits.wave)
+    return Plan(images, todo, waves, sum(row["spare"] for row in rows))
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of images in a run (0: none) and in a wave, and of attempts at one."""
+
+    images: int
+    wave: int
+    max_attempts: int
+
+
+def find_todo(images: Images, existing: DataFrame | None, keys: Mapping[str, str], max_attempts: int) -> DataFrame:
+    """A row for each image to caption: which attempt it is, the commit that it `replaces` a row of, and how many rows
+    of the source name it. One join."""
+    rows = images.rows.select("image_id", "image_version", "uri", "unit")
+    if images.unique:
+        rows = rows.withColumn("copies", F.lit(1).cast("long"))
+    else:
+        # The same one of several each time, or an image of two versions would change every night.
+        one = F.max(F.struct("image_version", "uri", "unit")).alias("one")
+        rows = rows.groupBy("image_id").agg(one, F.count("*").alias("copies"))
+        rows = rows.select("image_id", "one.*", "copies")
+    if existing is None:
+        return rows.withColumns({"attempts": F.lit(1), "replaces": F.lit(None).cast("string")})
+    done = existing.where(tables.having(keys)).select(
+        F.col("image_id").alias("id"), F.col("image_version").alias("version"), "status", "commit",
+        F.coalesce("attempts", F.lit(1)).alias("tried"),
+    )  # fmt: skip
+    changed = ~F.col("image_version").eqNullSafe(F.col("version"))
+    again = (F.col("status") != "ok") & (F.col("tried") < max_attempts)
+    return (
+        rows.join(done, F.col("image_id").eqNullSafe(F.col("id")), how="left")
+        .where(F.col("commit").isNull() | changed | again)
+        .withColumn("attempts", F.when(F.col("commit").isNull() | changed, 1).otherwise(F.col("tried") + 1))
+        .withColumnRenamed("commit", "replaces")
+        .select("image_id", "image_version", "uri", "unit", "copies", "attempts", "replaces")
+    )
+
+
+def cut(units: Units, size: int) -> list[Wave]:
+    """Waves of up to `size` images, or of one unit where that has more. New images come first."""
+    waves: list[Wave] = []
+    for replaces, unit, n in sorted(units, key=lambda u: (u[0] or "", u[1] or "")):
+        last = waves[-1] if waves else None
+        if last and last.replaces == replaces and last.size + n <= size:
+            waves[-1] = Wave(replaces, (*last.units, unit), last.size + n)
+        else:
+            waves.append(Wave(replaces, (unit,), n))
+    return waves
+
+
+def _of_units(rows: DataFrame, wave: Wave) -> DataFrame:
+    named = [unit for unit in wave.units if unit is not None]
+    of = F.col("unit").isin(named)
+    return rows.where(of | F.col("unit").isNull() if len(named) < len(wave.units) else of)

@@ -1,0 +1,83 @@
+"""A server that stands in front of another and answers 503 SlowDown, or nothing for a while, as it is told to."""
+
+import http.client
+import random
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+
+
+class Flaky(ThreadingHTTPServer):
+    """`failing` is the share of requests that get a 503; each of the next `hangs` requests gets no answer for
+    `seconds`. Counts what it does."""
+
+    daemon_threads = True
+
+    def __init__(self, upstream: int, failing: float = 0.0, hangs: int = 0, seconds: float = 0.0) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.upstream, self.failing, self.hangs, self.seconds = upstream, failing, hangs, seconds
+        self.failed = self.hung = self.passed = 0
+        self.lock, self.random = threading.Lock(), random.Random(0)
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Flaky
+
+    def do_GET(self) -> None:
+        with self.server.lock:
+            hang, self.server.hangs = self.server.hangs > 0, max(0, self.server.hangs - 1)
+            fail = not hang and self.server.random.random() < self.server.failing
+            self.server.hung += hang
+            self.server.failed += fail
+            self.server.passed += not fail
+        if hang:
+            time.sleep(self.server.seconds)
+        if fail:
+            self._answer(503, {"Content-Type": "application/xml"}, SLOW_DOWN)
+            return
+        upstream = http.client.HTTPConnection("127.0.0.1", self.server.upstream)
+        upstream.putrequest("GET", self.path, skip_host=True, skip_accept_encoding=True)
+        for name, value in self.headers.items():
+            upstream.putheader(name, value)  # the host too, which the client has signed
+        upstream.endheaders()
+        answer = upstream.getresponse()
+        dropped = ("content-length", "transfer-encoding", "connection")
+        headers = {name: value for name, value in answer.getheaders() if name.lower() not in dropped}
+        self._answer(answer.status, headers, answer.read())
+        upstream.close()
+
+    def _answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
+        try:
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+        except OSError:
+            self.close_connection = True  # who asked has given up waiting
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@contextmanager
+def flaky(upstream: int, **behaviour: float) -> Iterator[Flaky]:
+    """See Flaky; `upstream` is a port on this machine."""
+    server = Flaky(upstream, **behaviour)  # type: ignore[arg-type]
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()

@@ -1,0 +1,138 @@
+"""A real S3 server on loopback: SeaweedFS, with credentials, as a process."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from tests.e2e.cluster import free_ports, stop_group
+
+START_SECONDS = 120
+KEY, SECRET = "reader-key", "reader-secret-never-to-be-seen"
+# The reader may list `locked`, but get no object of it.
+BUCKETS = ("photos", "tables", "locked")
+
+
+@dataclass
+class Seaweed:
+    """A running server. `stop` and `start` keep its data and its ports."""
+
+    folder: Path
+    ports: list[int]
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.ports[0]}"
+
+    def environment(self, key: str = KEY, secret: str = SECRET) -> dict[str, str]:
+        """The AWS configuration of a reader: a credentials file, and no other of this machine's."""
+        file = self.folder / f"credentials-{key}"
+        file.write_text(f"[default]\naws_access_key_id = {key}\naws_secret_access_key = {secret}\n")
+        nowhere = str(self.folder / "no-config")
+        return {
+            "AWS_SHARED_CREDENTIALS_FILE": str(file),
+            "AWS_CONFIG_FILE": nowhere,
+            "AWS_REGION": "us-east-1",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+
+    def admin(self) -> Any:
+        """A client that may do everything."""
+        return boto3.client(
+            "s3",
+            endpoint_url=self.endpoint,
+            aws_access_key_id="admin-key",
+            aws_secret_access_key="admin-secret",
+            region_name="us-east-1",
+            config=Config(s3={"addressing_style": "path"}, retries={"total_max_attempts": 3}),
+        )
+
+    def start(self) -> None:
+        s3, master, volume, filer, s3_grpc, master_grpc, volume_grpc, filer_grpc, catalog = self.ports
+        options = {
+            "dir": self.folder / "data",
+            "ip": "127.0.0.1",
+            "ip.bind": "127.0.0.1",
+            "s3.port": s3,
+            "s3.port.grpc": s3_grpc,
+            "s3.port.iceberg": catalog,
+            "s3.config": self.folder / "identities.json",
+            "master.port": master,
+            "master.port.grpc": master_grpc,
+            "master.volumeSizeLimitMB": 64,
+            "volume.port": volume,
+            "volume.port.grpc": volume_grpc,
+            "volume.max": 100,
+            "filer.port": filer,
+            "filer.port.grpc": filer_grpc,
+        }
+        weed = Path(sys.executable).with_name("weed")
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [weed, "server", "-s3", *(f"-{name}={value}" for name, value in options.items())],
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self._await()
+
+    def stop(self) -> None:
+        assert self.process is not None
+        stop_group(self.process)
+
+    def _await(self) -> None:
+        assert self.process is not None
+        end = time.monotonic() + START_SECONDS
+        while time.monotonic() < end:
+            if self.process.poll() is not None:
+                raise RuntimeError((self.folder / "log").read_text()[-4000:])
+            try:
+                self.admin().create_bucket(Bucket="ready")
+                self.admin().put_object(Bucket="ready", Key="now", Body=b"yes")
+                return
+            except ClientError as error:
+                if error.response["Error"]["Code"] in ("BucketAlreadyExists", "BucketAlreadyOwnedByYou"):
+                    return
+            except BotoCoreError:
+                pass
+            time.sleep(0.3)
+        raise TimeoutError((self.folder / "log").read_text()[-4000:])
+
+
+@contextmanager
+def seaweed(folder: Path) -> Iterator[Seaweed]:
+    """A server with its data below `folder`, an administrator, and a reader, to whom BUCKETS are open."""
+    (folder / "data").mkdir(parents=True)
+    identities = [
+        _identity("admin", "admin-key", "admin-secret", ["Admin", "Read", "List", "Tagging", "Write"]),
+        _identity(
+            "reader", KEY, SECRET, ["Read:photos", "List:photos", "List:locked"]
+            + [f"{action}:tables" for action in ("Read", "Write", "List")],
+        ),
+    ]  # fmt: skip
+    (folder / "identities.json").write_text(json.dumps({"identities": identities}))
+    server = Seaweed(folder, free_ports(9))
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+        shutil.rmtree(folder / "data", ignore_errors=True)
+
+
+def _identity(name: str, key: str, secret: str, actions: list[str]) -> dict[str, object]:
+    return {"name": name, "credentials": [{"accessKey": key, "secretKey": secret}], "actions": actions}

@@ -1,0 +1,236 @@
+"""Bad input, kind by kind, with the status and message that its row must have; and random input, which must end in a
+row too. `FUZZ_CASES=1000000 pytest tests/jobs/test_bad_input.py -k fuzz` runs more of it."""
+
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from jobs.common import executor, storage
+from jobs.common.executor import INPUT, caption_batches, fetch
+from jobs.common.storage import Access
+from nic_model.captioner import Captioner, Failure
+from nic_model.images import ImageError, decode
+from tests.hostile_images import bomb_png, encode, lying_jpeg, opened, photographs, png
+from tests.tiny import tiny_model_directory
+
+FUZZ_CASES = int(os.environ.get("FUZZ_CASES", "300"))
+(PHOTO,) = photographs(1)
+PNG = encode(opened(PHOTO).resize((40, 30)), "PNG")
+GIF = encode(opened(PHOTO).resize((40, 30)), "GIF")
+BMP = encode(opened(PHOTO).resize((40, 30)), "BMP")
+TIFF = encode(opened(PHOTO).resize((40, 30)), "TIFF")
+WEBP = encode(opened(PHOTO).resize((40, 30)), "WEBP")
+
+
+def huge_gif() -> bytes:
+    return b"GIF89a" + struct.pack("<HH", 65_535, 65_535) + GIF[10:]
+
+
+def huge_bmp() -> bytes:
+    return BMP[:18] + struct.pack("<ii", 100_000, 100_000) + BMP[26:]
+
+
+# name: image_id, status, words of the message
+IDS = {
+    "null": (None, "image_id is null"),
+    "empty": ("", "image_id is empty"),
+    "blank": ("  \u00a0", "image_id is empty"),
+    "nul": ("a\0b", "control characters"),
+    "bell": ("a\ab", "control characters"),
+    "newline": ("a\nb", "control characters"),
+    "carriage return": ("a\rb", "control characters"),
+    "tab": ("a\tb", "control characters"),
+    "escape": ("\x1b[31mred", "control characters"),
+    "delete": ("a\x7fb", "control characters"),
+    "C1 control": ("a\x85b", "control characters"),
+    "line separator": ("a\u2028b", "control characters"),
+    "paragraph separator": ("a\u2029b", "control characters"),
+    "too long": ("x" * 2049, "image_id has 2049 characters; at most 2048 are allowed"),
+}
+
+# name: uri, words of the message; all of them fetch_error
+URIS = {
+    "null": (None, "content and uri are null"),
+    "empty": ("", "uri refused: a local path is not read; allowed is s3://bucket/key"),
+    "blank": (" ", "uri refused: a local path"),
+    "path": ("/etc/passwd", "uri refused: a local path"),
+    "relative path": ("photos/a.jpg", "uri refused: a local path"),
+    "path that climbs": ("../../etc/passwd", "uri refused: a local path"),
+    "file": ("file:///etc/passwd", "uri refused: file:// is not read"),
+    "file in capitals": ("FILE:///etc/passwd", "uri refused: FILE:// is not read"),
+    "file, one slash": ("file:/etc/passwd", "uri refused: file: is not read"),
+    "http": ("http://169.254.169.254/latest/meta-data", "uri refused: http:// is not read"),
+    "https": ("https://host/a.jpg", "uri refused: https:// is not read"),
+    "ftp": ("ftp://host/a.jpg", "uri refused: ftp:// is not read"),
+    "gopher": ("gopher://host/1", "uri refused: gopher:// is not read"),
+    "hdfs": ("hdfs://name/a.jpg", "uri refused: hdfs:// is not read"),
+    "data": ("data:image/png;base64,AAAA", "uri refused: data: is not read"),
+    "javascript": ("javascript:alert(1)", "uri refused: javascript: is not read"),
+    "windows path": ("C:\\photos\\a.jpg", "uri refused: C: is not read"),
+    "windows share": ("\\\\host\\share\\a.jpg", "uri refused: a local path"),
+    "no bucket": ("s3:///a.jpg", "uri refused: not s3://bucket/key"),
+    "no key": ("s3://bucket", "uri refused: not s3://bucket/key"),
+    "no key, slash": ("s3://bucket/", "uri refused: not s3://bucket/key"),
+    "nothing": ("s3://", "uri refused: not s3://bucket/key"),
+    "one slash": ("s3:/bucket/a.jpg", "uri refused: s3: is not read"),
+    "climbs": ("s3://bucket/a/../../b.jpg", "uri refused: it has a . or .. in its path"),
+    "climbs at once": ("s3://bucket/../b.jpg", "uri refused: it has a . or .. in its path"),
+    "climbs at the end": ("s3://bucket/a/..", "uri refused: it has a . or .. in its path"),
+    "dot": ("s3://bucket/./a.jpg", "uri refused: it has a . or .. in its path"),
+    "newline": ("s3://bucket/a\nHost: evil", "uri refused: it has control characters"),
+    "nul": ("s3://bucket/a\0.jpg", "uri refused: it has control characters"),
+    "key too long": ("s3://bucket/" + "ü" * 513, "uri refused: the key is longer than 1024 bytes"),
+    "bucket with a host": ("s3://user:password@host/a.jpg", "is no bucket's name"),
+    "bucket with a space": ("s3://my bucket/a.jpg", "is no bucket's name"),
+    "bucket beyond ASCII": ("s3://bücket/a.jpg", "is no bucket's name"),
+    "bucket with a query": ("s3://bucket?x=/a.jpg", "is no bucket's name"),
+}
+
+# name: content, status, words of the message
+CONTENTS = {
+    "empty": (b"", "decode_error", "the file is empty"),
+    "one byte": (b"\xff", "decode_error", ""),
+    "zeros": (bytes(1000), "decode_error", ""),
+    "text": (b"This is not a photograph.\n", "decode_error", ""),
+    "HTML": (b"<!DOCTYPE html><title>404</title>", "decode_error", ""),
+    "XML of S3": (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "decode_error", ""),
+    "SVG": (b'<svg viewBox="0 0 9 9"><circle r="9"/></svg>', "decode_error", ""),
+    "PDF": (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n", "decode_error", ""),
+    "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n", "decode_error", ""),
+    "zip": (b"PK\x03\x04" + bytes(100), "decode_error", ""),
+    "gzip": (b"\x1f\x8b\x08" + bytes(100), "decode_error", ""),
+    "ELF": (b"\x7fELF" + bytes(100), "decode_error", ""),
+    "pickle": (b"\x80\x04cos\nsystem\n(S'true'\ntR.", "decode_error", ""),
+    "MP4": (b"\0\0\0\x18ftypmp42" + bytes(100), "decode_error", ""),
+    "HEIC": (b"\0\0\0\x18ftypheic" + bytes(100), "decode_error", ""),
+    "AVIF": (b"\0\0\0\x18ftypavif" + bytes(100), "decode_error", ""),
+    "ICO": (b"\0\0\1\0\1\0\x10\x10" + bytes(100), "decode_error", ""),
+    "PSD": (b"8BPS\0\1" + bytes(100), "decode_error", ""),
+    "PPM": (b"P6 1 1 255 \xff\0\0", "decode_error", ""),
+    "half a JPEG": (PHOTO[: len(PHOTO) // 2], "decode_error", ""),
+    "head of a JPEG": (PHOTO[:2], "decode_error", ""),
+    "lying JPEG": (lying_jpeg(PHOTO), "too_large", "65500 x 65500 pixels; at most 105000000 are decoded"),
+    "bomb": (bomb_png(), "too_large", "30000 x 30000 pixels; at most 105000000 are decoded"),
+    "half a PNG": (PNG[: len(PNG) // 2], "decode_error", ""),
+    "head of a PNG": (PNG[:8], "decode_error", ""),
+    "PNG without pixels": (png(40, 30, 8, 2, b""), "decode_error", ""),
+    "PNG of no size": (png(0, 0, 8, 2, zlib.compress(b"")), "decode_error", ""),
+    "PNG of an unknown colour": (png(4, 4, 8, 5, zlib.compress(bytes(100))), "decode_error", ""),
+    "PNG with too few pixels": (png(400, 300, 8, 2, zlib.compress(bytes(100))), "decode_error", ""),
+    "PNG that is no zlib": (png(4, 4, 8, 2, b"not zlib"), "decode_error", ""),
+    "half a GIF": (GIF[: len(GIF) // 2], "decode_error", ""),
+    "huge GIF": (huge_gif(), "too_large", "65535 x 65535 pixels"),
+    "half a BMP": (BMP[: len(BMP) // 2], "decode_error", ""),
+    "huge BMP": (huge_bmp(), "too_large", "100000 x 100000 pixels"),
+    "half a TIFF": (TIFF[: len(TIFF) // 2], "decode_error", ""),
+    "half a WebP": (WEBP[: len(WEBP) // 2], "decode_error", ""),
+    "head of a WebP": (WEBP[:12], "decode_error", ""),
+}
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_bad_ids(name: str) -> None:
+    image_id, message = IDS[name]
+    assert fetch(image_id, PNG, None, Access())[0] == fetch(image_id, None, "s3://bucket/key", Access())[0]
+    _assert_failure(fetch(image_id, PNG, None, Access())[0], "invalid_id", message)
+
+
+@pytest.mark.parametrize("name", URIS)
+def test_bad_uris(name: str) -> None:
+    uri, message = URIS[name]
+    _assert_failure(fetch("a", None, uri, Access())[0], "fetch_error", message)
+
+
+@pytest.fixture(scope="module")
+def captioner(tmp_path_factory: pytest.TempPathFactory) -> Captioner:
+    return Captioner.load(tiny_model_directory(tmp_path_factory.mktemp("model")), batch_size=8)
+
+
+def test_bad_contents(captioner: Captioner) -> None:
+    """Between good ones, which they leave alone."""
+    cases = [case for bad in CONTENTS.values() for case in (bad, (PNG, "ok", ""))]
+    rows = [{"image_id": str(n), "content": content, "attempts": 1} for n, (content, _, _) in enumerate(cases)]
+    batch = pa.RecordBatch.from_pylist(rows, schema=INPUT)
+    found = [row for out in caption_batches([batch], captioner) for row in out.to_pylist()]
+    assert [row["image_id"] for row in found] == [row["image_id"] for row in rows]
+    names = [name for bad in CONTENTS for name in (bad, "good")]
+    assert [(name, row["status"]) for name, row in zip(names, found, strict=True)] == [
+        (name, status) for name, (_, status, _) in zip(names, cases, strict=True)
+    ]
+    for row, (_, status, message) in zip(found, cases, strict=True):
+        assert (row["error_message"] is None) == (status == "ok")
+        assert message in (row["error_message"] or "")
+
+
+def test_there_are_sixty_kinds() -> None:
+    assert len(IDS) + len(URIS) + len(CONTENTS) >= 60
+
+
+def test_local_files_are_for_who_allows_them(tmp_path: Path) -> None:
+    (tmp_path / "a b.png").write_bytes(PNG)
+    allowed = Access(local=True)
+    for uri in (str(tmp_path / "a b.png"), (tmp_path / "a b.png").as_uri()):
+        assert fetch("a", None, uri, allowed)[0] == PNG
+        assert isinstance(fetch("a", None, uri, Access())[0], Failure)
+    _assert_failure(fetch("a", None, "file:///a%00b", allowed)[0], "fetch_error", "ValueError")
+    _assert_failure(fetch("a", None, "relative.png", allowed)[0], "fetch_error", "uri refused: a local path")
+
+
+def _assert_failure(found: object, status: str, message: str) -> None:
+    assert isinstance(found, Failure)
+    assert found.status == status
+    assert message in found.message
+
+
+fuzz = settings(max_examples=FUZZ_CASES, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+SEEDS = [PNG, GIF, BMP, TIFF, WEBP, encode(opened(PHOTO).resize((40, 30)), "JPEG")]
+
+
+@st.composite
+def damaged(draw: st.DrawFn) -> bytes:
+    """An image with some bytes changed, cut off, doubled or put in between."""
+    content = bytearray(draw(st.sampled_from(SEEDS)))
+    for _ in range(draw(st.integers(1, 6))):
+        at = draw(st.integers(0, len(content)))
+        what = draw(st.binary(min_size=0, max_size=8))
+        end = min(len(content), at + draw(st.sampled_from([0, len(what), 1, 64, 1 << 20])))
+        content[at:end] = what
+    return bytes(content)
+
+
+@fuzz
+@given(st.one_of(damaged(), st.binary(max_size=200)))
+def test_fuzz_images(content: bytes) -> None:
+    """An image, or an ImageError; nothing else."""
+    try:
+        shape = decode(content, 32).rgb.shape
+    except ImageError as error:
+        shape = (3, 32, 32) if error.status in ("decode_error", "too_large") else ()
+    assert shape == (3, 32, 32)
+
+
+TEXT = st.one_of(st.none(), st.text(max_size=40), st.sampled_from(["s3://", "s3://b/", "file:///", "../", "s3a://b"]))
+
+
+@fuzz
+@given(st.lists(st.tuples(TEXT, TEXT, st.one_of(st.none(), st.binary(max_size=20))), max_size=6))
+def test_fuzz_manifests(rows: list[tuple[str | None, str | None, bytes | None]]) -> None:
+    """Content or a failure for each row, in order; what could be fetched names a bucket and a key."""
+    given_rows = []
+    for image_id, uri, content in rows:
+        try:
+            storage.split_uri(uri or "")
+        except storage.ObjectError:
+            given_rows.append({"image_id": image_id, "uri": uri, "content": content})
+        else:
+            given_rows.append({"image_id": image_id, "uri": None, "content": content})  # no server is asked here
+    found = list(executor.fetch_ahead([dict(row) for row in given_rows], Access()))
+    assert [row["image_id"] for row, _ in found] == [row["image_id"] for row in given_rows]
+    for (_, result), row in zip(found, given_rows, strict=True):
+        assert isinstance(result, Failure) or result == row["content"]

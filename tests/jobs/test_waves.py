@@ -1,0 +1,195 @@
+"""Waves and resuming, in each format: one row for each image, whatever was captioned, failed or changed before."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from pyspark.sql import DataFrame, Row, SparkSession
+
+from jobs import caption_images
+from jobs.common import files, tables, waves
+from jobs.common.files import Folder, lease
+from jobs.common.session import exit_status
+from jobs.common.targets import FORMATS
+from jobs.common.waves import Wave
+from tests.nic_model.test_captioner import photographs
+from tests.tiny import tiny_model_directory
+
+
+@pytest.mark.parametrize(
+    ("units", "size", "expected"),
+    [
+        ([], 10, []),
+        ([(None, "a", 3), (None, "b", 7)], 10, [Wave(None, ("a", "b"), 10)]),
+        ([(None, "a", 3), (None, "b", 8)], 10, [Wave(None, ("a",), 3), Wave(None, ("b",), 8)]),
+        ([(None, "a", 30)], 10, [Wave(None, ("a",), 30)]),
+        ([(None, None, 5)], 10, [Wave(None, (None,), 5)]),
+        (
+            [("old", "a", 1), (None, "a", 1), ("older", "a", 1)],
+            10,
+            [Wave(None, ("a",), 1), Wave("old", ("a",), 1), Wave("older", ("a",), 1)],
+        ),
+    ],
+)
+def test_cut(units: list[tuple[str | None, str | None, int]], size: int, expected: list[Wave]) -> None:
+    assert waves.cut(units, size) == expected
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model_directory(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(params=[*FORMATS, "parquet table", "delta table"])
+def table(request: pytest.FixtureRequest, spark: SparkSession, tmp_path: Path) -> tuple[str, str]:
+    """Format and location of a captions table that is not there yet."""
+    form, _, named = request.param.partition(" ")
+    if form == "iceberg":
+        spark.sql("CREATE NAMESPACE IF NOT EXISTS ice.nights")
+        spark.sql("DROP TABLE IF EXISTS ice.nights.captions")
+        spark.sql("DROP TABLE IF EXISTS ice.nights.captions_runs")
+        return form, "ice.nights.captions"
+    if named:
+        spark.sql("CREATE DATABASE IF NOT EXISTS nights")
+        spark.sql(f"DROP TABLE IF EXISTS nights.{form}")
+        spark.sql(f"DROP TABLE IF EXISTS nights.{form}_runs")
+        return form, f"nights.{form}"
+    return form, str(tmp_path / "captions")
+
+
+def load(spark: SparkSession, form: str, location: str) -> DataFrame:
+    """What a user who knows nothing of us reads."""
+    return spark.table(location) if tables.is_table_name(location) else spark.read.format(form).load(location)
+
+
+def read(spark: SparkSession, form: str, location: str) -> dict[str, Row]:
+    found = load(spark, form, location).collect()
+    assert len({(row["image_id"], row["model_id"], row["decode_id"]) for row in found}) == len(found)
+    return {row["image_id"]: row for row in found}
+
+
+def run(model: Path, images: Path, table: tuple[str, str], *options: object) -> int:
+    given = ["--images", images, "--model", model, "--format", table[0], "--captions", table[1], *options]
+    return exit_status(lambda: caption_images.main([*map(str, given)]))
+
+
+def test_nights(
+    spark: SparkSession, model: Path, table: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """New, failed and changed images are captioned, and nothing else; a failure is final after its last attempt."""
+    images = tmp_path / "images"
+    images.mkdir()
+    good = photographs(6)
+    for number in range(4):
+        (images / f"{number}.png").write_bytes(good[number])
+    for name in ("bad.png", "worse.png"):
+        (images / name).write_bytes(b"no image")
+    assert run(model, images, table, "--wave-size", 2, "--max-attempts", 2) == 0
+    first = read(spark, *table)
+    assert {name: row["status"] for name, row in first.items()} == {
+        **{f"{number}.png": "ok" for number in range(4)}, "bad.png": "decode_error", "worse.png": "decode_error",
+    }  # fmt: skip
+    assert {row["attempts"] for row in first.values()} == {1}
+
+    (images / "bad.png").write_bytes(good[4])  # mended, and so another version
+    (images / "new.png").write_bytes(good[5])
+    os.utime(images / "0.png", (1, 1))
+    (images / "1.png").unlink()
+    assert run(model, images, table, "--wave-size", 2, "--max-attempts", 2) == 0
+    second = read(spark, *table)
+    assert {name for name, row in second.items() if row != first.get(name)} == {
+        "bad.png",
+        "new.png",
+        "0.png",
+        "worse.png",
+    }
+    assert (second["worse.png"]["status"], second["worse.png"]["attempts"]) == ("decode_error", 2)
+    assert (second["bad.png"]["status"], second["bad.png"]["attempts"]) == ("ok", 1)
+
+    capsys.readouterr()
+    assert run(model, images, table, "--max-attempts", 2) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert read(spark, *table) == second
+    assert run(model, images, table, "--beam-size", 1, "--max-attempts", 2) == 0
+    rows = load(spark, *table)
+    assert sorted(row["count"] for row in rows.groupBy("decode_id").count().collect()) == [6, 7]
+    assert run(model, images, table, "--mode", "overwrite", "--limit", 2) == 0
+    assert len(read(spark, *table)) == 2
+    assert rows.schema["caption"].metadata.get("comment")
+    left = [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
+    assert left == []
+
+
+def test_a_table_of_the_first_version_grows(
+    spark: SparkSession, model: Path, table: tuple[str, str], tmp_path: Path
+) -> None:
+    """Rows without the columns of later versions are resumed and replaced like others."""
+    form, location = table
+    images = tmp_path / "images"
+    images.mkdir()
+    for number, content in enumerate(photographs(3)):
+        (images / f"{number}.png").write_bytes(content)
+    assert run(model, images, table, "--wave-size", 100) == 0
+    rows = load(spark, *table)
+    old = spark.createDataFrame(rows.drop("attempts").where("image_id != '2.png'").collect(), tables.FIRST_CAPTIONS)
+    if tables.is_table_name(location):
+        spark.sql(f"DROP TABLE {location}")
+        old.write.format(form).saveAsTable(location)
+    else:
+        old.write.format(form).mode("overwrite").option("overwriteSchema", "true").save(location)
+    os.utime(images / "0.png", (1, 1))
+    assert run(model, images, table) == 0
+    found = read(spark, form, location)
+    assert sorted(found) == ["0.png", "1.png", "2.png"]
+    assert {row["status"] for row in found.values()} == {"ok"}
+    if form != "parquet" or tables.is_table_name(location):
+        assert {name: row["attempts"] for name, row in found.items()} == {"0.png": 1, "1.png": None, "2.png": 1}
+
+
+def test_a_table_of_another_format_is_refused(
+    spark: SparkSession, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(photographs(1)[0])
+    spark.range(1).write.format("delta").save(str(tmp_path / "delta"))
+    spark.sql("CREATE DATABASE IF NOT EXISTS nights")
+    spark.sql("DROP TABLE IF EXISTS nights.other")
+    spark.sql("CREATE TABLE nights.other (image_id STRING) USING delta")
+    for form, location, said in (
+        ("parquet", str(tmp_path / "delta"), "is a Delta table; choose it by --format delta"),
+        ("parquet", "nights.other", "is a table of format delta; choose it by --format"),
+        ("delta", str(tmp_path / "delta"), "image_version must be string, is missing"),
+    ):
+        assert run(model, tmp_path / "images", (form, location)) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_one_run_at_a_time(spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(files, "WATCH_SECONDS", 1.0)
+    folder = Folder(spark, str(tmp_path / ".staging"))
+
+    def take(owner: str) -> Callable[[], None]:
+        with lease(folder, owner, "--captions t") as held:
+            return held.check
+
+    with lease(folder, "first", "--captions t") as held:
+        with pytest.raises(ValueError, match=r"^--captions t is being written by run first \(process \d+ on .*\): try"):
+            take("second")
+        held.check()
+    take("second")
+    assert not folder.exists("lock")
+    for dead in (
+        f"gone {os.uname().nodename} 4194999 7",
+        f"gone {os.uname().nodename} {os.getpid()} 7",
+        "gone far 1 7",
+        "",
+    ):
+        folder.write_text("lock", dead)
+        with lease(folder, "third", "--captions t") as held:
+            held.check()
+            folder.write_text("lock", "fourth elsewhere 1 1")
+            with pytest.raises(ValueError, match="another run has taken over --captions t"):
+                held.check()
+        assert folder.read_text("lock") == "fourth elsewhere 1 1"
