@@ -42,8 +42,9 @@ def rows(data: Path) -> Iterator[ROW]:
     rng = random.Random(0)
 
     def edited(text: str) -> str:
+        # Not the last word: where a line ends in "plan B." COCO's tokeniser looks at the next caption too.
         parts = text.split()
-        parts[rng.randrange(len(parts))] = rng.choice(words)
+        parts[rng.randrange(max(1, len(parts) - 1))] = rng.choice(words)
         return " ".join(parts)
 
     turn = 0
