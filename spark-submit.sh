@@ -204,7 +204,7 @@ import hashlib, importlib.util, os, sys, tempfile, time, zipfile
 from pathlib import Path
 
 root = Path(sys.argv[1])
-kept = {".py", ".json"}  # code and the package data it reads
+kept = {".py", ".json", ".html", ".css", ".js"}  # code and the package data it reads
 paths = {
     path.relative_to(root).as_posix(): path
     for package in ("nic_model", "jobs")

@@ -325,7 +325,7 @@ def test_the_zip_is_named_and_made_by_content(copy: Copy) -> None:
     with zipfile.ZipFile(copy.root / "build" / name) as archive:
         names = archive.namelist()
     assert {"nic_model/__init__.py", "jobs/__init__.py", "nic_model/recipes/a.json"} <= set(names)
-    assert {Path(entry).suffix for entry in names} == {".py", ".json"}
+    assert {Path(entry).suffix for entry in names} == {".py", ".json", ".html", ".css", ".js"}
     assert names == sorted(names)
 
     # The same content gives the same bytes, whatever its date.
