@@ -145,8 +145,8 @@ def test_from_tables_to_page(spark: SparkSession, tmp_path: Path, model_director
         assert said in page
     assert "a cat" not in json.dumps(data)
 
-    assert report_captions.main(["--captions", given[1], "--model-id", "older", "--out", str(out), "--limit", "1"]) == 0
-    assert [image["caption"] for image in embedded(out.read_text())["images"]] == ["a cat"]
+    older = report_captions.check(report_captions.parse_args([*given[:2], "--model-id", "older"]))
+    assert report_captions.choose(spark.read.parquet(given[1]), older) == {"model_id": "older", "decode_id": "d1"}
 
 
 def test_of_many_images_the_extremes_are_picked(spark: SparkSession) -> None:
