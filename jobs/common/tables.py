@@ -68,6 +68,16 @@ CAPTIONED = T.StructType([f for f in CAPTIONS if f.name not in ("model_id", "dec
 # What a table or manifest of images may have, besides content.
 MANIFEST = dict.fromkeys(("image_id", "image_version", "uri", "bucket", "key", "e_tag"), "string")
 
+# What a report shows of an image.
+THUMBNAILS = _columns(
+    ("image_id", _STRING, "as in the captions table"),
+    ("jpeg", T.BinaryType(), "null where there is no image to show"),
+    ("width", T.IntegerType(), "of the JPEG, in pixels"),
+    ("height", T.IntegerType(), "of the JPEG, in pixels"),
+    ("words", T.ArrayType(_STRING), "tokens of the caption; null without attention"),
+    ("attention", T.BinaryType(), "a byte for each token and cell of the grid, token by token"),
+)
+
 REFERENCES = _columns(
     ("image_id", _STRING, "as in the captions table"),
     ("captions", T.ArrayType(_STRING), "what people wrote of the image"),
@@ -149,6 +159,11 @@ RUNS = _columns(
     ("options", _STRING, "all settings, as JSON"),
     ("spark_version", _STRING, "of Spark"),
 )
+
+
+def metrics_of(segments: DataFrame) -> list[str]:
+    """The columns of a segments table that are scores of single images: all that are fractions."""
+    return [f.name for f in segments.schema if isinstance(f.dataType, T.DoubleType)]
 
 
 def is_table_name(location: str) -> bool:

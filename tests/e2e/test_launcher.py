@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 import zipfile
 from dataclasses import dataclass
@@ -325,7 +326,7 @@ def test_the_zip_is_named_and_made_by_content(copy: Copy) -> None:
     with zipfile.ZipFile(copy.root / "build" / name) as archive:
         names = archive.namelist()
     assert {"nic_model/__init__.py", "jobs/__init__.py", "nic_model/recipes/a.json"} <= set(names)
-    assert {Path(entry).suffix for entry in names} == {".py", ".json"}
+    assert {Path(entry).suffix for entry in names} == {".py", ".json", ".html", ".css", ".js"}
     assert names == sorted(names)
 
     # The same content gives the same bytes, whatever its date.
@@ -485,3 +486,73 @@ def test_a_job_finds_the_packages_on_a_cluster(cluster_url: str, tmp_path: Path)
         assert python == sys.executable
     assert ".zip/nic_model/" in seen["driver"]
     assert seen["rows"] == 10
+
+
+# --- The archive for bare executors ----------------------------------------------------------------
+
+
+BARE = """
+import json, sys
+from pyspark.sql import SparkSession
+
+def look(rows):
+    import numpy
+    from nic_model.metrics.tokenizer import tokenize
+    for row in rows:
+        yield [numpy.__file__, sys.executable, tokenize("A dog.")]
+
+spark = SparkSession.builder.getOrCreate()
+print(json.dumps({"seen": spark.sparkContext.parallelize(range(2), 2).mapPartitions(look).collect()}))
+spark.stop()
+"""
+
+
+def pack(copy: Copy, *dependencies: str) -> subprocess.CompletedProcess[str]:
+    copy.java()
+    listed = ", ".join(f'"{name}"' for name in dependencies)
+    (copy.root / "pyproject.toml").write_text(f"[project]\ndependencies = [{listed}]\n")
+    return copy.run("--pack", copy.root / "packed", NIC_PYTHON=sys.executable)
+
+
+def test_pack_takes_the_dependencies_and_theirs_alone(copy: Copy) -> None:
+    done = pack(copy, "jinja2>=3", "pyspark", "tqdm")
+    assert done.returncode == 0, done.stderr
+    assert "#environment" in done.stdout
+    with tarfile.open(copy.root / "packed" / "environment.tar.gz") as packed:
+        names = packed.getnames()
+    assert {"jinja2", "markupsafe", "tqdm"} == {name.split("/")[0] for name in names if ".dist-info" not in name}
+    assert len(names) == len(set(names))
+    with zipfile.ZipFile(copy.root / "packed" / "nic.zip") as code:
+        assert "jobs/caption_images.py" in code.namelist()
+
+
+def test_pack_says_what_is_missing(copy: Copy) -> None:
+    done = pack(copy, "no-such-package")
+    assert done.returncode == 1
+    assert "has no no-such-package: install requirements.lock there" in done.stderr
+    assert "--pack takes a folder and nothing else" in one_line(copy.run("--pack", "a", "b"))
+
+
+def test_a_bare_python_works_with_what_pack_makes(copy: Copy, cluster_url: str, tmp_path: Path) -> None:
+    """The workers' Python has no packages at all: what the code needs comes in the archive."""
+    bare = tmp_path / "bare"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", bare], check=True)
+    empty = subprocess.run([bare / "bin" / "python", "-c", "import numpy"], capture_output=True, check=False)
+    assert empty.returncode == 1
+    done = pack(copy, "numpy", "regex")
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "probe.py").write_text(BARE)
+    seen, _ = launch(
+        copy.root / "spark-submit.sh",
+        *("--master", cluster_url, "--archives", f"{copy.root}/packed/environment.tar.gz#environment"),
+        *("--conf", "spark.executorEnv.PYTHONPATH=./environment", "probe.py"),
+        cwd=tmp_path,
+        timeout=400,
+        SPARK_LOCAL_IP="127.0.0.1",
+        PYSPARK_PYTHON=str(bare / "bin" / "python"),
+    )
+    assert len(seen["seen"]) == 2
+    for numpy, python, tokens in seen["seen"]:
+        assert "/environment/numpy/" in numpy
+        assert python == str(bare / "bin" / "python")
+        assert tokens == ["a", "dog"]

@@ -1,0 +1,190 @@
+"""What a report says, from tables to page; how it looks and works in a browser stands in test_report_page.py."""
+
+import io
+import json
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from PIL import Image
+from pyspark.sql import SparkSession
+
+from jobs import evaluate_captions, report_captions
+from jobs.common import report, tables, thumbnails
+from jobs.common.session import exit_status
+from nic_model.checkpoint import CaptionModel, ModelFiles, save_model
+from nic_model.config import DecodeConfig
+from nic_model.vocabulary import Vocabulary
+from tests import tiny
+from tests.report_pages import HARM, page_of
+
+PROJECT = Path(__file__).parents[2]
+SAMPLES = sorted(path.name for path in (PROJECT / "samples" / "images").iterdir())
+
+
+def attending_model() -> CaptionModel:
+    torch.manual_seed(0)
+    config = tiny.CONFIG.replace(decoder="show_attend_tell", attention_size=8)
+    return CaptionModel(config, Vocabulary(tiny.WORDS)).eval()
+
+
+@pytest.fixture(scope="module")
+def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("models") / "attending"
+    save_model(directory, attending_model(), DecodeConfig(), {})
+    return directory
+
+
+def jpeg(width: int, height: int) -> bytes:
+    written = io.BytesIO()
+    Image.effect_noise((width, height), 80).convert("RGB").save(written, "JPEG")
+    return written.getvalue()
+
+
+def batch(*rows: dict[str, Any]) -> pa.RecordBatch:
+    return pa.RecordBatch.from_pylist(list(rows), thumbnails.CAPTIONED)
+
+
+@pytest.mark.parametrize(("size", "expected"), [((400, 300), (64, 48)), ((100, 1000), (6, 64)), ((30, 20), (30, 20))])
+def test_thumbnails_keep_the_shape_and_never_grow(size: tuple[int, int], expected: tuple[int, int]) -> None:
+    [made] = thumbnails.thumbnail_batches([batch({"image_id": "a", "content": jpeg(*size)})], 64, read_files=False)
+    [row] = made.to_pylist()
+    assert (row["width"], row["height"]) == expected
+    assert Image.open(io.BytesIO(row["jpeg"])).size == expected
+    assert row["words"] is None
+
+
+def test_a_thumbnail_for_each_row_whatever_the_images_are(tmp_path: Path) -> None:
+    (tmp_path / "b.jpg").write_bytes(jpeg(50, 50))
+    rows = [{"image_id": str(number), "content": content} for number, content in enumerate([None, b"", b"junk"])]
+    rows += [{"image_id": None, "content": jpeg(9, 9)}, {"image_id": "b", "uri": (tmp_path / "b.jpg").as_uri()}]
+    made = list(thumbnails.thumbnail_batches([batch(*rows), batch()], 64, read_files=True))
+    assert [part.num_rows for part in made] == [5, 0]
+    assert [row["image_id"] for row in made[0].to_pylist()] == ["0", "1", "2", None, "b"]
+    assert [row["jpeg"] is None for row in made[0].to_pylist()] == [True, True, True, True, False]
+
+
+def test_attention_is_the_models() -> None:
+    model = attending_model()
+    [made] = thumbnails.thumbnail_batches(
+        [batch(*({"image_id": "a", "content": jpeg(90, 60), "caption": text} for text in ("a dog's hat .", "", None)))],
+        64,
+        read_files=False,
+        model=model,
+    )
+    first, empty, none = made.to_pylist()
+    assert first["words"] == ["a", "dog", "'s", "hat"]
+    assert (empty["words"], none["words"]) == (None, None)
+    seen = np.frombuffer(first["attention"], np.uint8).reshape(4, -1)
+    assert (seen.max(axis=1) == 255).all()
+    rgb = np.random.default_rng(0).integers(0, 256, (3, 64, 64), dtype=np.uint8)
+    looked = thumbnails.look(model, rgb, "a dog")
+    assert looked.shape == (2, seen.shape[1])
+    # As a caption goes on, what it has said so far does not change where it looked.
+    assert (thumbnails.look(model, rgb, "a dog runs")[:2] == looked).all()
+
+
+def embedded(page: str) -> Any:
+    """What the page's script reads."""
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+    assert found
+    return json.loads(found[1])
+
+
+def test_the_page_carries_no_markup_from_tables() -> None:
+    page = report.render(page_of(3))
+    assert "<img" not in page
+    assert "<b>dog" not in page
+    assert page.count("<script") == 2
+    assert embedded(page)["images"][1]["caption"] == HARM
+    assert "http" not in re.sub(r'xmlns(:xlink)?="http[^"]*"|http-equiv|"http://www.w3.org/2000/svg"', "", page)
+
+
+def captions_table(spark: SparkSession, folder: Path, model_id: str) -> None:
+    """Two of the samples failed; another model captioned one image, a year earlier."""
+    rows = [
+        {"image_id": name, "caption": f"a dog runs {'fast ' * number}", "log_prob": -float(number), "status": "ok"}
+        for number, name in enumerate(SAMPLES[:-2])
+    ]
+    rows += [{"image_id": SAMPLES[-2], "status": "too_large", "error_message": HARM}]
+    rows += [{"image_id": None, "status": "invalid_id", "error_message": "image_id is null"}]
+    constants = {"decode_id": "d1", "run_id": "r1", "captioned_at": datetime(2026, 5, 1, tzinfo=UTC)}
+    rows = [row | constants | {"model_id": model_id} for row in rows]
+    rows.append(rows[0] | {"model_id": "older", "captioned_at": datetime(2025, 5, 1, tzinfo=UTC), "caption": "a cat"})
+    spark.createDataFrame(rows, tables.CAPTIONS).write.parquet(str(folder / "captions"))
+    run = {"run_id": "r1", "job": "caption_images", "started_at": constants["captioned_at"], "seconds": 2.0}
+    run |= {"n_images": 12, "images_per_second": 6.0, "counts": {"ok": 10}, "model_id": model_id, "decode_id": "d1"}
+    tables.append_run(spark, str(folder / "captions"), run)
+
+
+def test_from_tables_to_page(spark: SparkSession, tmp_path: Path, model_directory: Path) -> None:
+    captions_table(spark, tmp_path, ModelFiles.read(model_directory).model_id)
+    given = ["--captions", str(tmp_path / "captions"), "--references", str(PROJECT / "samples" / "references.parquet")]
+    given += ["--scores", str(tmp_path / "scores")]
+    assert evaluate_captions.main(given) == 0
+    out = tmp_path / "pages" / "report.html"
+    assert report_captions.main([*given, "--model", str(model_directory), "--out", str(out)]) == 0
+    page = out.read_text()
+    data = embedded(page)
+    images = {image["id"]: image for image in data["images"]}
+    assert set(images) == {*SAMPLES[:-1], None}
+    assert data["measures"][:4] == ["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4"]
+    first = images[SAMPLES[0]]
+    assert first["caption"].startswith("a dog runs")
+    assert len(first["references"]) == 5
+    assert first["words"] == ["a", "dog", "runs"]
+    assert first["width"] == 192 or first["height"] == 192
+    assert all("jpeg" in image for image in images.values() if image["status"] == "ok")
+    assert images[SAMPLES[-2]]["message"] == HARM
+    for said in ("too_large", "image_id is null", "<dd>83.3%</dd>", "2026-05-01 00:00 UTC", "images/s"):
+        assert said in page
+    assert "a cat" not in json.dumps(data)
+
+    older = report_captions.check(report_captions.parse_args([*given[:2], "--model-id", "older"]))
+    assert report_captions.choose(spark.read.parquet(given[1]), older) == {"model_id": "older", "decode_id": "d1"}
+
+
+def test_of_many_images_the_extremes_are_picked(spark: SparkSession) -> None:
+    rows = [(f"{n:03}", "ok" if n % 5 else "fetch_error", float(n) if n % 5 else None) for n in range(100)]
+    table = spark.createDataFrame(rows, "image_id string, status string, score double")
+    picked = [row["image_id"] for row in report.pick(table, "score", 20)]
+    assert len(set(picked)) == 20
+    assert picked[:5] == ["000", "005", "010", "015", "020"]
+    assert {"001", "002", "003", "004", "006", "099", "098", "097", "096", "094"} <= set(picked)
+    assert len(report.pick(table, "score", 1000)) == 100
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--captions", "nowhere"], "--captions nowhere: no such file"),
+        (["--images", "nowhere"], "--images nowhere: no such folder"),
+        (["--scores", "nowhere"], "--scores nowhere/segments: no such file"),
+        (["--references", "nowhere"], "--references nowhere: no such file"),
+        (["--limit", "0"], "--limit 0: must be at least 1"),
+        (["--thumbnail-size", "4"], "--thumbnail-size 4: allowed are 32 to 1024"),
+        (["--out", "."], "--out .: is a folder"),
+        (["--model", str(PROJECT / "models" / "nic")], "decoder show_tell looks at no places"),
+    ],
+)
+def test_bad_options_end_it_before_spark_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], said: str
+) -> None:
+    given = ["--captions", str(tmp_path), "--out", str(tmp_path / "report.html"), *options]
+    assert exit_status(lambda: report_captions.main(given)) == 2
+    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert said in line
+
+
+def test_a_model_that_captioned_nothing_gets_one_line(
+    spark: SparkSession, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spark.createDataFrame([], tables.CAPTIONS).write.parquet(str(tmp_path / "captions"))
+    given = ["--captions", str(tmp_path / "captions"), "--model-id", "m9"]
+    assert exit_status(lambda: report_captions.main(given)) == 2
+    assert f"error: --captions {tmp_path}/captions: no rows of model_id m9" in capsys.readouterr().err
