@@ -13,7 +13,7 @@ import functools
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -25,7 +25,8 @@ from pyspark.sql import types as T
 
 from jobs.common import report, scores, tables, thumbnails
 from jobs.common.session import build_session, exit_status, say
-from jobs.common.sources import TASKS_PER_CORE, ImageFiles, ImageTable, find_source
+from jobs.common.sources import ImageFiles, Source, find_source, spread
+from jobs.common.storage import Access
 from nic_model.checkpoint import CaptionModel, ModelFiles
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -37,7 +38,8 @@ class Job:
     """One report, checked before Spark starts."""
 
     options: argparse.Namespace
-    source: ImageFiles | ImageTable
+    source: Source
+    access: Access
     files: ModelFiles | None
 
 
@@ -46,6 +48,8 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--captions", default="out/captions", metavar="TABLE", help="captions table: a path or a name")
     parser.add_argument("--images", default=str(PROJECT / "samples" / "images"), metavar="IMAGES",
                         help="what was captioned, as caption_images.py was told")  # fmt: skip
+    parser.add_argument("--s3-endpoint", metavar="URL", help="the S3 server, where it is not Amazon's")
+    parser.add_argument("--allow-local-uris", action="store_true", help="read files that a table's uris name")
     parser.add_argument("--references", metavar="TABLE", help="image_id and captions, an array of strings")
     parser.add_argument("--scores", metavar="TABLE", help="where evaluate_captions.py wrote segments and corpus")
     parser.add_argument("--model", type=Path, metavar="DIR",
@@ -64,8 +68,11 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def check(options: argparse.Namespace) -> Job:
     """Everything that can be found wrong without Spark. Raises ValueError with one line that says what."""
     tables.check_readable(options.captions, "--captions")
-    source = find_source(options.images)
+    access = Access(options.s3_endpoint, options.allow_local_uris)
+    source = find_source(options.images, access)
     source.check()
+    if isinstance(source, ImageFiles):
+        access = replace(access, local=True)  # the job itself names these files
     if options.references:
         tables.check_readable(options.references, "--references")
     if options.scores:
@@ -84,7 +91,7 @@ def check(options: argparse.Namespace) -> Job:
             raise ValueError(f"--model {options.model}: decoder {decoder} looks at no places; show_attend_tell does")
         if options.model_id not in (None, files.model_id):
             raise ValueError(f"--model-id {options.model_id}: --model {options.model} is {files.model_id}")
-    return Job(options, source, files)
+    return Job(options, source, access, files)
 
 
 def choose(captions: DataFrame, job: Job) -> dict[str, str]:
@@ -141,15 +148,16 @@ def make_thumbnails(spark: SparkSession, job: Job, rows: Sequence[Row]) -> dict[
         [(row["image_id"], row["caption"]) for row in rows if row["image_id"] is not None],
         T.StructType([tables.CAPTIONS["image_id"], tables.CAPTIONS["caption"]]),
     )
-    images = job.source.read(spark).join(F.broadcast(wanted), "image_id", how="inner")
+    read = job.source.read(spark)
+    images = read.rows.join(F.broadcast(wanted), "image_id", how="inner")
+    if not read.has_content:
+        images = spread(images.withColumn("content", F.lit(None).cast("binary")))
     images = images.select(thumbnails.CAPTIONED.names)
-    if isinstance(job.source, ImageFiles):  # one task listed them
-        images = images.repartition(TASKS_PER_CORE * spark.sparkContext.defaultParallelism)
     files = spark.sparkContext.broadcast(job.files) if job.files else None
-    size, read_files = job.options.thumbnail_size, isinstance(job.source, ImageFiles)
+    size, access = job.options.thumbnail_size, job.access
 
     def make(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        return thumbnails.thumbnail_batches(batches, size, read_files, _model(files) if files else None)
+        return thumbnails.thumbnail_batches(batches, size, access, _model(files) if files else None)
 
     return {row["image_id"]: row for row in images.mapInArrow(make, tables.THUMBNAILS).collect()}
 

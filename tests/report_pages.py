@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.common.report import Report, gallery
+from jobs.common.storage import Access
 from jobs.common.thumbnails import CAPTIONED, thumbnail_batches
 
 DEV = Path(__file__).parents[2] / "shared" / "flickr8k" / "dev-00000-of-00001.parquet"
@@ -25,7 +26,7 @@ def thumbnails(n: int, size: int = 192) -> list[dict[str, Any]]:
         {"image_id": row["image_id"], "content": row["content"], "caption": row["captions"][0]}
         for row in table.to_pylist()
     ]
-    [made] = thumbnail_batches([pa.RecordBatch.from_pylist(rows, CAPTIONED)], size, read_files=False)
+    [made] = thumbnail_batches([pa.RecordBatch.from_pylist(rows, CAPTIONED)], size, access=Access())
     references = table["captions"].to_pylist()
     return [{**seen, "references": texts} for seen, texts in zip(made.to_pylist(), references, strict=True)]
 

@@ -3,13 +3,15 @@ where it looked at each word. No Spark here, so that it can be run and tested in
 
 import io
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from jobs.common.executor import INPUT, fetch
+from jobs.common.executor import fetch
+from jobs.common.storage import Access
 from nic_model.captioner import Failure
 from nic_model.checkpoint import CaptionModel
 from nic_model.images import ImageError, open_rgb, resize
@@ -19,7 +21,12 @@ from nic_model.show_tell import Captions
 
 QUALITY = 70  # of the JPEG: at this size more is not seen
 
-CAPTIONED = INPUT.append(pa.field("caption", pa.string()))
+CAPTIONED = pa.schema([
+    ("image_id", pa.string()),
+    ("uri", pa.string()),
+    ("content", pa.binary()),
+    ("caption", pa.string()),
+])  # fmt: skip
 
 OUTPUT = pa.schema([
     ("image_id", pa.string()),
@@ -32,26 +39,27 @@ OUTPUT = pa.schema([
 
 
 def thumbnail_batches(
-    batches: Iterable[pa.RecordBatch], size: int, read_files: bool, model: CaptionModel | None = None
+    batches: Iterable[pa.RecordBatch], size: int, access: Access, model: CaptionModel | None = None
 ) -> Iterator[pa.RecordBatch]:
     """For each record batch of CAPTIONED one of OUTPUT, row for row; the JPEGs' longer side is at most `size` pixels.
 
-    With `read_files`, an image without content is read from its `file:` uri. With `model`, whose decoder is
+    An image without content is fetched from its uri as `access` allows; SystemicError is raised for what would be so
+    with every image. With `model`, whose decoder is
     show_attend_tell, captions come with their attention.
     """
     for batch in batches:
-        yield pa.RecordBatch.from_pylist([_thumbnail(row, size, read_files, model) for row in _rows(batch)], OUTPUT)
+        yield pa.RecordBatch.from_pylist([_thumbnail(row, size, access, model) for row in _rows(batch)], OUTPUT)
 
 
-def _rows(batch: pa.RecordBatch) -> Iterator[dict[str, object]]:
+def _rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
     """Row by row, so that a batch of large images is not copied as a whole."""
     for index in range(batch.num_rows):
         yield {name: batch.column(name)[index].as_py() for name in CAPTIONED.names}
 
 
-def _thumbnail(row: dict[str, object], size: int, read_files: bool, model: CaptionModel | None) -> dict[str, object]:
-    image_id, content, uri, caption = (row[name] for name in ("image_id", "content", "uri", "caption"))
-    fetched = fetch(image_id, content, uri if read_files else None)  # type: ignore[arg-type]
+def _thumbnail(row: dict[str, Any], size: int, access: Access, model: CaptionModel | None) -> dict[str, object]:
+    image_id, uri, content, caption = (row[name] for name in CAPTIONED.names)
+    fetched, _ = fetch(image_id, content, uri, access)
     found: dict[str, object] = {"image_id": image_id}
     if isinstance(fetched, Failure):
         return found

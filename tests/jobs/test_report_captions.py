@@ -17,6 +17,7 @@ from pyspark.sql import SparkSession
 from jobs import evaluate_captions, report_captions
 from jobs.common import report, tables, thumbnails
 from jobs.common.session import exit_status
+from jobs.common.storage import Access
 from nic_model.checkpoint import CaptionModel, ModelFiles, save_model
 from nic_model.config import DecodeConfig
 from nic_model.vocabulary import Vocabulary
@@ -52,7 +53,7 @@ def batch(*rows: dict[str, Any]) -> pa.RecordBatch:
 
 @pytest.mark.parametrize(("size", "expected"), [((400, 300), (64, 48)), ((100, 1000), (6, 64)), ((30, 20), (30, 20))])
 def test_thumbnails_keep_the_shape_and_never_grow(size: tuple[int, int], expected: tuple[int, int]) -> None:
-    [made] = thumbnails.thumbnail_batches([batch({"image_id": "a", "content": jpeg(*size)})], 64, read_files=False)
+    [made] = thumbnails.thumbnail_batches([batch({"image_id": "a", "content": jpeg(*size)})], 64, Access())
     [row] = made.to_pylist()
     assert (row["width"], row["height"]) == expected
     assert Image.open(io.BytesIO(row["jpeg"])).size == expected
@@ -63,7 +64,7 @@ def test_a_thumbnail_for_each_row_whatever_the_images_are(tmp_path: Path) -> Non
     (tmp_path / "b.jpg").write_bytes(jpeg(50, 50))
     rows = [{"image_id": str(number), "content": content} for number, content in enumerate([None, b"", b"junk"])]
     rows += [{"image_id": None, "content": jpeg(9, 9)}, {"image_id": "b", "uri": (tmp_path / "b.jpg").as_uri()}]
-    made = list(thumbnails.thumbnail_batches([batch(*rows), batch()], 64, read_files=True))
+    made = list(thumbnails.thumbnail_batches([batch(*rows), batch()], 64, Access(local=True)))
     assert [part.num_rows for part in made] == [5, 0]
     assert [row["image_id"] for row in made[0].to_pylist()] == ["0", "1", "2", None, "b"]
     assert [row["jpeg"] is None for row in made[0].to_pylist()] == [True, True, True, True, False]
@@ -74,7 +75,7 @@ def test_attention_is_the_models() -> None:
     [made] = thumbnails.thumbnail_batches(
         [batch(*({"image_id": "a", "content": jpeg(90, 60), "caption": text} for text in ("a dog's hat .", "", None)))],
         64,
-        read_files=False,
+        Access(),
         model=model,
     )
     first, empty, none = made.to_pylist()
