@@ -341,6 +341,7 @@ while (($#)); do
         setting_up=1
         pack_folder=${2:-$root/build/pack}
         shift $(($# > 1 ? 2 : 1))
+        [[ $pack_folder != *[[:space:]]* ]] || fail "--pack $pack_folder: Spark takes no archive with a space in its path; name another folder"
         (($# == 0)) || fail '--pack takes a folder and nothing else'
         ;;
     -v | --verbose | --supervise | --version | --usage-error | --load-spark-defaults)

@@ -16,7 +16,14 @@ Rows = Sequence[Mapping[str, Any]]
 def histogram(bins: Sequence[tuple[float, int]], step: float, unit: str, description: str) -> Markup:
     """Columns: `bins` are each one's lower end and count."""
     rows = [{"low": low, "high": low + step, "images": count} for low, count in bins]
-    axis = {"tickCount": 5, "format": "d", "grid": False, "labelFlush": False}
+    axis = {
+        "tickCount": 5,
+        "format": "d",
+        "grid": False,
+        "labelFlush": False,
+        "labelOverlap": True,
+        "labelSeparation": 6,
+    }
     x = {"field": "low", "type": "quantitative", "bin": {"binned": True, "step": step}, "title": unit, "axis": axis}
     return _draw(
         rows,

@@ -511,18 +511,18 @@ def pack(copy: Copy, *dependencies: str) -> subprocess.CompletedProcess[str]:
     copy.java()
     listed = ", ".join(f'"{name}"' for name in dependencies)
     (copy.root / "pyproject.toml").write_text(f"[project]\ndependencies = [{listed}]\n")
-    return copy.run("--pack", copy.root / "packed", NIC_PYTHON=sys.executable)
+    return copy.run("--pack", copy.bin / "packed", NIC_PYTHON=sys.executable)
 
 
 def test_pack_takes_the_dependencies_and_theirs_alone(copy: Copy) -> None:
     done = pack(copy, "jinja2>=3", "pyspark", "tqdm")
     assert done.returncode == 0, done.stderr
     assert "#environment" in done.stdout
-    with tarfile.open(copy.root / "packed" / "environment.tar.gz") as packed:
+    with tarfile.open(copy.bin / "packed" / "environment.tar.gz") as packed:
         names = packed.getnames()
     assert {"jinja2", "markupsafe", "tqdm"} == {name.split("/")[0] for name in names if ".dist-info" not in name}
     assert len(names) == len(set(names))
-    with zipfile.ZipFile(copy.root / "packed" / "nic.zip") as code:
+    with zipfile.ZipFile(copy.bin / "packed" / "nic.zip") as code:
         assert "jobs/caption_images.py" in code.namelist()
 
 
@@ -531,6 +531,7 @@ def test_pack_says_what_is_missing(copy: Copy) -> None:
     assert done.returncode == 1
     assert "has no no-such-package: install requirements.lock there" in done.stderr
     assert "--pack takes a folder and nothing else" in one_line(copy.run("--pack", "a", "b"))
+    assert "--pack a b: Spark takes no archive" in one_line(copy.run("--pack", "a b"))
 
 
 def test_a_bare_python_works_with_what_pack_makes(copy: Copy, cluster_url: str, tmp_path: Path) -> None:
@@ -544,7 +545,7 @@ def test_a_bare_python_works_with_what_pack_makes(copy: Copy, cluster_url: str, 
     (tmp_path / "probe.py").write_text(BARE)
     seen, _ = launch(
         copy.root / "spark-submit.sh",
-        *("--master", cluster_url, "--archives", f"{copy.root}/packed/environment.tar.gz#environment"),
+        *("--master", cluster_url, "--archives", f"{copy.bin}/packed/environment.tar.gz#environment"),
         *("--conf", "spark.executorEnv.PYTHONPATH=./environment", "probe.py"),
         cwd=tmp_path,
         timeout=400,
