@@ -34,7 +34,7 @@ check: lint test  ## all that must pass before a change goes in
 # Keeps the pins that still satisfy pyproject.toml; `make lock UPGRADE=1` takes the newest of everything.
 lock: setup  ## resolve pyproject.toml into requirements.lock
 	"$(PYTHON)" -m uv pip compile pyproject.toml --quiet --universal --python-version 3.11 \
-	    --extra weights --extra dev --generate-hashes --no-annotate --no-header \
+	    --extra weights --extra cpu --extra dev --generate-hashes --no-annotate --no-header \
 	    --no-emit-index-url --no-emit-find-links $(if $(UPGRADE),--upgrade) \
 	    --output-file requirements.lock > /dev/null
 	@printf '%s\n' \

@@ -1,17 +1,25 @@
 """Encoded images in, captions out."""
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 
 from nic_model.checkpoint import ModelFiles
 from nic_model.config import DEVICES, PRECISIONS, DecodeConfig
+from nic_model.execution import make_execution
 from nic_model.images import MAX_PIXELS, ImageError, Pixels, decode
 from nic_model.search import Hypothesis, beam_search
 from nic_model.vocabulary import sentence
+
+Key = TypeVar("Key")
+
+AHEAD_BYTES = 64 * 1024 * 1024  # encoded images waiting to be decoded, or decoded, while others are captioned
 
 
 @dataclass(frozen=True)
@@ -43,17 +51,21 @@ class Captioner:
         device: str = "auto",
         precision: str = "auto",
         batch_size: int = 32,
+        engine: str = "auto",
     ) -> None:
-        """Without `decode_config`, the model's own defaults. Raises ValueError for settings that cannot be met."""
+        """Without `decode_config`, the model's own defaults; `engine` as of `make_execution`. As many threads decode
+        and compute as torch has now. Raises ValueError for settings that cannot be met."""
         if precision not in PRECISIONS:
             raise ValueError(f"--precision {precision}: allowed are {', '.join(PRECISIONS)}")
         self.model_id = files.model_id
         self.decode_config = decode_config or files.settings()[1]
         self.batch_size = batch_size
         self.device = pick_device(device)
-        # On a CPU bf16 changes a caption in fifty, so it is for who asks; a GPU is slow without it.
+        # On a CPU bf16 changes a caption in six, so it is for who asks; a GPU is slow without it.
         self.bf16 = precision == "bf16" or (precision == "auto" and self.device.type == "cuda")
         self._model = files.build().to(self.device)
+        self._execution = make_execution(self._model, self.device, self.bf16, engine)
+        self._threads = torch.get_num_threads()
 
     @classmethod
     def load(cls, directory: Path, **options: object) -> "Captioner":
@@ -62,40 +74,71 @@ class Captioner:
 
     def caption(self, contents: Sequence[bytes | Failure]) -> list[Caption | Failure]:
         """A caption, or a failure, for each encoded image, in their order. What is a failure already stays one."""
-        results: list[Caption | Failure | None] = [None] * len(contents)
-        size = self._model.config.image_size
-        batch: list[tuple[int, Pixels]] = []
-        for index, content in enumerate(contents):
-            if isinstance(content, Failure):
-                results[index] = content
-                continue
-            try:
-                batch.append((index, decode(content, size, MAX_PIXELS)))
-            except ImageError as error:
-                results[index] = Failure(error.status, str(error))
-            if len(batch) == self.batch_size:
-                self._caption_batch(batch, results)
-                batch = []
-        self._caption_batch(batch, results)
-        return [result for result in results if result is not None]
+        return [result for _, result in self.caption_stream((None, content) for content in contents)]
 
-    def _caption_batch(self, batch: list[tuple[int, Pixels]], results: list[Caption | Failure | None]) -> None:
-        if not batch:
-            return
-        found = self.search(torch.from_numpy(np.stack([pixels.rgb for _, pixels in batch])))
-        for (index, pixels), hypotheses in zip(batch, found, strict=True):
-            (text, log_prob), *others = [(self._text(h), h.log_prob) for h in hypotheses]
-            results[index] = Caption(text, log_prob, pixels.width, pixels.height, others)
+    def caption_stream(self, images: Iterable[tuple[Key, bytes | Failure]]) -> Iterator[tuple[Key, Caption | Failure]]:
+        """Each key of `images`, in their order, with the caption or the failure of its image.
+
+        Images are taken ahead and decoded, in threads, while those before them are captioned; what waits is bounded
+        in number and in bytes.
+        """
+        batch: list[tuple[Key, Pixels | Failure]] = []
+        good = 0
+        for key, pixels in self._decode_ahead(images):
+            batch.append((key, pixels))
+            good += isinstance(pixels, Pixels)
+            if good == self.batch_size or len(batch) == 4 * self.batch_size:
+                yield from self._caption_batch(batch)
+                batch, good = [], 0
+        yield from self._caption_batch(batch)
+
+    def _decode_ahead(self, images: Iterable[tuple[Key, bytes | Failure]]) -> Iterator[tuple[Key, Pixels | Failure]]:
+        size = self._model.config.image_size
+        waiting: deque[tuple[Key, int, Future[Pixels | Failure]]] = deque()
+        held = 0
+        pool = ThreadPoolExecutor(self._threads, thread_name_prefix="decode")
+        try:
+            for key, content in images:
+                n_bytes = 0 if isinstance(content, Failure) else len(content)
+                while waiting and (len(waiting) >= 2 * self.batch_size or held + n_bytes > AHEAD_BYTES):
+                    first, n_first, pixels = waiting.popleft()
+                    held -= n_first
+                    yield first, pixels.result()
+                waiting.append((key, n_bytes, pool.submit(_decode, content, size)))
+                held += n_bytes
+                del content  # the bytes live no longer than their turn
+            while waiting:
+                first, _, pixels = waiting.popleft()
+                yield first, pixels.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _caption_batch(self, batch: Sequence[tuple[Key, Pixels | Failure]]) -> Iterator[tuple[Key, Caption | Failure]]:
+        good = [pixels.rgb for _, pixels in batch if isinstance(pixels, Pixels)]
+        found = iter(self.search(torch.from_numpy(np.stack(good))) if good else [])
+        for key, pixels in batch:
+            if isinstance(pixels, Failure):
+                yield key, pixels
+                continue
+            (text, log_prob), *others = [(self._text(h), h.log_prob) for h in next(found)]
+            yield key, Caption(text, log_prob, pixels.width, pixels.height, others)
 
     @torch.inference_mode()
     def search(self, pixels: torch.Tensor) -> list[list[Hypothesis]]:
         """Best hypotheses of each of `pixels`, uint8 (B, 3, S, S)."""
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-            features = self._model.encoder(pixels.to(self.device))
-            return beam_search(self._model.decoder, features, self.decode_config)
+        return beam_search(self._execution, pixels, self.decode_config)
 
     def _text(self, hypothesis: Hypothesis) -> str:
         return sentence(self._model.vocabulary.decode(hypothesis.tokens))
+
+
+def _decode(content: bytes | Failure, size: int) -> Pixels | Failure:
+    if isinstance(content, Failure):
+        return content
+    try:
+        return decode(content, size, MAX_PIXELS)
+    except ImageError as error:
+        return Failure(error.status, str(error))
 
 
 def check_device(name: str) -> None:

@@ -5,6 +5,7 @@ import os
 import urllib.parse
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
@@ -43,20 +44,25 @@ OUTPUT = pa.schema(
 def caption_batches(
     batches: Iterable[pa.RecordBatch], captioner: Captioner, read_files: bool = False
 ) -> Iterator[pa.RecordBatch]:
-    """For each record batch of INPUT one of OUTPUT, row for row, whatever the images are.
+    """For each row of INPUT one of OUTPUT, in their order, whatever the images are. Images are fetched and decoded
+    while those before them are captioned.
 
     With `read_files`, an image without content is read from its `file:` uri.
     """
+    captioned = captioner.caption_stream(_images(batches, read_files))
+    while rows := list(islice(captioned, captioner.batch_size)):
+        ids, versions, uris = zip(*(row for row, _ in rows), strict=True)
+        yield _record_batch(ids, versions, uris, [result for _, result in rows])
+
+
+Row = tuple[str | None, str | None, str | None]  # image_id, image_version, uri
+
+
+def _images(batches: Iterable[pa.RecordBatch], read_files: bool) -> Iterator[tuple[Row, bytes | Failure]]:
     for batch in batches:
-        if batch.num_rows == 0:
-            continue
         ids, versions, uris = (batch.column(name).to_pylist() for name in ("image_id", "image_version", "uri"))
-        contents = [
-            fetch(image_id, content.as_py(), uri if read_files else None)
-            for image_id, content, uri in zip(ids, batch.column("content"), uris, strict=True)
-        ]
-        results = captioner.caption(contents)
-        yield _record_batch(ids, versions, uris, results)
+        for image_id, version, uri, content in zip(ids, versions, uris, batch.column("content"), strict=True):
+            yield (image_id, version, uri), fetch(image_id, content.as_py(), uri if read_files else None)
 
 
 def fetch(image_id: str | None, content: bytes | None, uri: str | None) -> bytes | Failure:
@@ -82,7 +88,10 @@ def fetch(image_id: str | None, content: bytes | None, uri: str | None) -> bytes
 
 
 def _record_batch(
-    ids: Sequence[str], versions: Sequence[str], uris: Sequence[str], results: Sequence[Caption | Failure]
+    ids: Sequence[str | None],
+    versions: Sequence[str | None],
+    uris: Sequence[str | None],
+    results: Sequence[Caption | Failure],
 ) -> pa.RecordBatch:
     now = datetime.now(UTC)
     rows = [
