@@ -44,7 +44,7 @@ check-infra: setup  ## hadolint, cfn-lint, checkov, and the DAG in a real Airflo
 # Keeps the pins that still satisfy pyproject.toml; `make lock UPGRADE=1` takes the newest of everything.
 lock: setup  ## resolve pyproject.toml into requirements.lock
 	"$(PYTHON)" -m uv pip compile pyproject.toml --quiet --universal --python-version 3.11 \
-	    --extra weights --extra dev --generate-hashes --no-annotate --no-header \
+	    --extra weights --extra cpu --extra dev --generate-hashes --no-annotate --no-header \
 	    --no-emit-index-url --no-emit-find-links $(if $(UPGRADE),--upgrade) \
 	    --output-file requirements.lock > /dev/null
 	@printf '%s\n' \

@@ -1,10 +1,12 @@
 """Encoded images in, captions out."""
 
 import math
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -13,11 +15,16 @@ from numpy.typing import NDArray
 from nic_model import ensemble
 from nic_model.checkpoint import ModelFiles
 from nic_model.config import DEVICES, PRECISIONS, DecodeConfig
+from nic_model.execution import make_execution
 from nic_model.images import MAX_PIXELS, ImageError, Pixels, decode
 from nic_model.search import Hypothesis, beam_search
 from nic_model.show_attend_tell import ShowAttendTell
 from nic_model.show_tell import Captions
 from nic_model.vocabulary import EOS, SOS, sentence
+
+Key = TypeVar("Key")
+
+AHEAD_BYTES = 64 * 1024 * 1024  # encoded images waiting to be decoded, or decoded, while others are captioned
 
 
 @dataclass(frozen=True)
@@ -57,8 +64,10 @@ class Captioner:
         device: str = "auto",
         precision: str = "auto",
         batch_size: int = 32,
+        engine: str = "auto",
     ) -> None:
-        """Without `decode_config`, the first model's defaults. Raises ValueError for settings that cannot be met."""
+        """Without `decode_config`, the first model's defaults; `engine` as of `make_execution`. As many threads decode
+        and compute as torch has now. Raises ValueError for settings that cannot be met."""
         if precision not in PRECISIONS:
             raise ValueError(f"--precision {precision}: allowed are {', '.join(PRECISIONS)}")
         members = [files] if isinstance(files, ModelFiles) else files
@@ -66,9 +75,13 @@ class Captioner:
         self.decode_config = decode_config or members[0].settings()[1]
         self.batch_size = batch_size
         self.device = pick_device(device)
-        # On a CPU bf16 changes a caption in fifty, so it is for who asks; a GPU is slow without it.
+        # On a CPU bf16 changes a caption in six, so it is for who asks; a GPU is slow without it.
         self.bf16 = precision == "bf16" or (precision == "auto" and self.device.type == "cuda")
-        self._model = ensemble.build(members).to(self.device)
+        models = ensemble.build_members(members)
+        executions = [make_execution(model, self.device, self.bf16, engine) for model in models]
+        self._execution = executions[0] if len(models) == 1 else ensemble.Ensemble(executions)
+        self._model, self._single = models[0], len(models) == 1
+        self._threads = torch.get_num_threads()
 
     @classmethod
     def load(cls, *directories: Path, **options: object) -> "Captioner":
@@ -77,37 +90,73 @@ class Captioner:
 
     def caption(self, contents: Sequence[bytes | Failure]) -> list[Caption | Failure]:
         """A caption, or a failure, for each encoded image, in their order. What is a failure already stays one."""
-        results: list[Caption | Failure | None] = [None] * len(contents)
-        size = self._model.config.image_size
-        batch: list[tuple[int, Pixels]] = []
-        for index, content in enumerate(contents):
-            if isinstance(content, Failure):
-                results[index] = content
-                continue
-            try:
-                batch.append((index, decode(content, size, MAX_PIXELS)))
-            except ImageError as error:
-                results[index] = Failure(error.status, str(error))
-            if len(batch) == self.batch_size:
-                self._caption_batch(batch, results)
-                batch = []
-        self._caption_batch(batch, results)
-        return [result for result in results if result is not None]
+        return [result for _, result in self.caption_stream((None, content) for content in contents)]
 
-    def _caption_batch(self, batch: list[tuple[int, Pixels]], results: list[Caption | Failure | None]) -> None:
-        if not batch:
-            return
-        found = self.search(torch.from_numpy(np.stack([pixels.rgb for _, pixels in batch])))
-        for (index, pixels), hypotheses in zip(batch, found, strict=True):
-            (text, log_prob), *others = [(self._text(h), h.log_prob) for h in hypotheses]
-            results[index] = Caption(text, log_prob, pixels.width, pixels.height, others)
+    def caption_stream(self, images: Iterable[tuple[Key, bytes | Failure]]) -> Generator[tuple[Key, Caption | Failure]]:
+        """Each key of `images`, in their order, with the caption or the failure of its image.
+
+        Images are taken ahead and decoded, in threads, while those before them are captioned; what waits is bounded
+        in number and in bytes.
+        """
+        batch: list[tuple[Key, Pixels | Failure]] = []
+        good = 0
+        for key, pixels in self._decode_ahead(images):
+            batch.append((key, pixels))
+            good += isinstance(pixels, Pixels)
+            if good == self.batch_size or len(batch) == 4 * self.batch_size:
+                yield from self._caption_batch(batch)
+                batch, good = [], 0
+        yield from self._caption_batch(batch)
+
+    def _decode_ahead(self, images: Iterable[tuple[Key, bytes | Failure]]) -> Iterator[tuple[Key, Pixels | Failure]]:
+        size = self._model.config.image_size
+        waiting: deque[tuple[Key, int, Future[Pixels | Failure]]] = deque()
+        held = 0
+        pool = ThreadPoolExecutor(self._threads, thread_name_prefix="decode")
+        try:
+            for key, content in images:
+                n_bytes = 0 if isinstance(content, Failure) else len(content)
+                while waiting and (len(waiting) >= 2 * self.batch_size or held + n_bytes > AHEAD_BYTES):
+                    first, n_first, pixels = waiting.popleft()
+                    held -= n_first
+                    yield first, pixels.result()
+                waiting.append((key, n_bytes, pool.submit(_decode, content, size)))
+                held += n_bytes
+                del content  # the bytes live no longer than their turn
+            while waiting:
+                first, _, pixels = waiting.popleft()
+                yield first, pixels.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _caption_batch(self, batch: Sequence[tuple[Key, Pixels | Failure]]) -> Iterator[tuple[Key, Caption | Failure]]:
+        good = [pixels.rgb for _, pixels in batch if isinstance(pixels, Pixels)]
+        found = iter(self._search_halving(good))
+        for key, pixels in batch:
+            if isinstance(pixels, Failure):
+                yield key, pixels
+                continue
+            (text, log_prob), *others = [(self._text(h), h.log_prob) for h in next(found)]
+            yield key, Caption(text, log_prob, pixels.width, pixels.height, others)
+
+    def _search_halving(self, images: Sequence[NDArray[np.uint8]]) -> list[list[Hypothesis]]:
+        """Search; a batch that does not fit the GPU's memory is halved, for good."""
+        found: list[list[Hypothesis]] = []
+        while len(found) < len(images):
+            some = images[len(found) : len(found) + self.batch_size]
+            try:
+                found += self.search(torch.from_numpy(np.stack(some)))
+            except torch.OutOfMemoryError:
+                if self.batch_size == 1:
+                    raise
+                torch.cuda.empty_cache()
+                self.batch_size = max(1, min(self.batch_size, len(some)) // 2)
+        return found
 
     @torch.inference_mode()
     def search(self, pixels: torch.Tensor) -> list[list[Hypothesis]]:
         """Best hypotheses of each of `pixels`, uint8 (B, 3, S, S)."""
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-            features = self._model.encoder(pixels.to(self.device))
-            return beam_search(self._model.decoder, features, self.decode_config)
+        return beam_search(self._execution, pixels, self.decode_config)
 
     @torch.inference_mode()
     def attention(self, content: bytes) -> list[WordAttention]:
@@ -116,10 +165,10 @@ class Captioner:
         Raises ImageError for an image that cannot be decoded, ValueError for a model that has no attention.
         """
         decoder = self._model.decoder
-        if not isinstance(decoder, ShowAttendTell):
+        if not (self._single and isinstance(decoder, ShowAttendTell)):
             raise ValueError(f"model {self.model_id} has no attention to show: it is no single show_attend_tell model")
         pixels = torch.from_numpy(decode(content, self._model.config.image_size).rgb)[None].to(self.device)
-        features: Any = self._model.encoder(pixels)
+        features = self._model.encoder(pixels)
         [best, *_] = beam_search(decoder, features, self.decode_config)[0]
         tokens = torch.tensor([[SOS, *best.tokens, EOS]], device=self.device)
         length, image = torch.tensor([tokens.shape[1]]), torch.zeros(1, dtype=torch.int64, device=self.device)
@@ -130,6 +179,15 @@ class Captioner:
 
     def _text(self, hypothesis: Hypothesis) -> str:
         return sentence(self._model.vocabulary.decode(hypothesis.tokens))
+
+
+def _decode(content: bytes | Failure, size: int) -> Pixels | Failure:
+    if isinstance(content, Failure):
+        return content
+    try:
+        return decode(content, size, MAX_PIXELS)
+    except ImageError as error:
+        return Failure(error.status, str(error))
 
 
 def check_device(name: str) -> None:

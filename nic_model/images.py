@@ -18,6 +18,11 @@ MAX_PIXELS = 105_000_000
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF")
 
 
+# Pillow warns of what we check ourselves (size) or can live with (odd EXIF). Once and for all, since what Python has
+# for a while, catch_warnings, is not for threads.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
 class ImageError(ValueError):
     """An image that cannot be captioned: `status` is `decode_error` or `too_large`, the text says why."""
 
@@ -49,30 +54,27 @@ def open_rgb(content: bytes, size: int, max_pixels: int = MAX_PIXELS) -> tuple[I
     """
     if not content:
         raise ImageError("decode_error", "the file is empty")
-    with warnings.catch_warnings():
-        # Pillow warns of what we check ourselves (size) or can live with (odd EXIF).
-        warnings.simplefilter("ignore")
-        try:
-            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-                width, height = image.size
-                if width * height > max_pixels:
-                    raise ImageError("too_large", f"{width} x {height} pixels; at most {max_pixels} are decoded")
-                image.draft("RGB", (2 * size, 2 * size))
-                quarter_turn = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-                ImageOps.exif_transpose(image, in_place=True)  # in place: it would copy an upright image too
-                rgb = _to_rgb(image)
-        except ImageError:
-            raise
-        except UnidentifiedImageError:
-            raise ImageError("decode_error", f"not an image in a known format ({', '.join(FORMATS)})") from None
-        except Image.DecompressionBombError:
-            raise ImageError("too_large", f"far too many pixels; at most {max_pixels} are decoded") from None
-        except MemoryError:
-            raise ImageError("too_large", "not enough memory to decode it") from None
-        except Exception as error:
-            # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ZeroDivisionError and more on
-            # hostile bytes: all of them mean that this image cannot be decoded.
-            raise ImageError("decode_error", f"{type(error).__name__}: {error}") from None
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise ImageError("too_large", f"{width} x {height} pixels; at most {max_pixels} are decoded")
+            image.draft("RGB", (2 * size, 2 * size))
+            quarter_turn = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+            ImageOps.exif_transpose(image, in_place=True)  # in place: it would copy an upright image too
+            rgb = _to_rgb(image)
+    except ImageError:
+        raise
+    except UnidentifiedImageError:
+        raise ImageError("decode_error", f"not an image in a known format ({', '.join(FORMATS)})") from None
+    except Image.DecompressionBombError:
+        raise ImageError("too_large", f"far too many pixels; at most {max_pixels} are decoded") from None
+    except MemoryError:
+        raise ImageError("too_large", "not enough memory to decode it") from None
+    except Exception as error:
+        # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ZeroDivisionError and more on
+        # hostile bytes: all of them mean that this image cannot be decoded.
+        raise ImageError("decode_error", f"{type(error).__name__}: {error}") from None
     return (rgb, height, width) if quarter_turn else (rgb, width, height)
 
 

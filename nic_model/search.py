@@ -1,7 +1,7 @@
 """Greedy and beam search, and sampling, over a decoder's start() and step(), batched over images on its device."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 
@@ -34,75 +34,116 @@ def beam_search(decoder: Decoder, features: Any, config: DecodeConfig) -> list[l
     Every caption has `config.min_length` to `config.max_length` words and an end; <pad>, <sos> and <unk> are never
     written, nor, with `config.block_ngrams` n, an n-gram that the caption has already. An image is done once
     `beam_size` hypotheses have ended among the best; they compare by log p / length ** penalty, <eos> counted. With
-    a beam of 1 this is greedy search. No row depends on the others of its batch.
+    a beam of 1 this is greedy search. No row depends on the others of its batch. The decoder's logits are overwritten.
     """
     memory, state = decoder.start(features)
-    batch, beam, device = len(state[0]), config.beam_size, state[0].device
-    if batch == 0:
-        return []
-    rows = torch.arange(batch, device=device).unsqueeze(1)  # (B, 1), to index with
+    beam, n_images = config.beam_size, len(state[0])
+    found: list[list[Hypothesis]] = [[] for _ in range(n_images)]
     state = tuple(part.repeat_interleave(beam, dim=0) for part in state)
-    last = torch.full((batch, beam), SOS, device=device)
-    words = torch.full((batch, beam, config.max_length + 1), PAD, device=device)
-    # Only the first of the K equal beams counts at the start, or all would stay equal.
-    scores = torch.full((batch, beam), -torch.inf, device=device)
-    scores[:, 0] = 0.0
-    # The K best ended hypotheses of each image: normalised score, log p, words.
-    ended_scores = torch.full((batch, beam), -torch.inf, device=device)
-    ended_log_probs = torch.full((batch, beam), -torch.inf, device=device)
-    ended_words = words.clone()
-    n_ended = torch.zeros(batch, dtype=torch.int64, device=device)
-
+    beams = _Beams.at_start(n_images, config, state[0].device)
     for length in range(config.max_length + 1):
-        logits, state = decoder.step(last.flatten(), state, memory)
-        log_probs = logits.float().log_softmax(dim=-1).view(batch, beam, -1)
-        log_probs[:, :, [PAD, SOS, UNK]] = -torch.inf
-        if length < config.min_length:
-            log_probs[:, :, EOS] = -torch.inf
-        if config.block_ngrams:
-            log_probs.masked_fill_(
-                _repeating(words[:, :, :length], config.block_ngrams, log_probs.shape[2]), -torch.inf
-            )
-        if length == config.max_length:
-            only_end = torch.full_like(log_probs, -torch.inf)
-            only_end[:, :, EOS] = log_probs[:, :, EOS]
-            log_probs = only_end
-        vocabulary_size = log_probs.shape[-1]
-        totals = (scores.unsqueeze(2) + log_probs).view(batch, -1)
-        # Of 2K candidates at most K end (one for each beam), so at least K are left to go on.
-        best, flat = totals.topk(min(2 * beam, totals.shape[1]), dim=1)
-        parents, tokens = flat // vocabulary_size, flat % vocabulary_size
-        candidates = words[rows, parents]
-        candidates[:, :, length] = tokens
-
-        # An end counts where it is among the K best, for an image that is not done.
-        rank = torch.arange(best.shape[1], device=device)
-        ends = (tokens == EOS) & best.isfinite() & (rank < beam) & (n_ended < beam).unsqueeze(1)
-        normalised = (best / (length + 1) ** config.length_penalty).masked_fill(~ends, -torch.inf)
-        ended_scores, kept = torch.cat([ended_scores, normalised], dim=1).topk(beam, dim=1)
-        ended_log_probs = torch.cat([ended_log_probs, best], dim=1)[rows, kept]
-        ended_words = torch.cat([ended_words, candidates], dim=1)[rows, kept]
-        n_ended += ends.sum(dim=1)
-        if length == config.max_length or bool((n_ended >= beam).all()):
+        if len(beams.images) == 0:
             break
+        logits, state = decoder.step(beams.last.flatten(), state, memory)
+        best, parents, tokens = _candidates(logits, beams, length, config)
+        candidates = beams.words[beams.rows, parents]
+        candidates[:, :, length] = tokens
+        beams.end(best, tokens, candidates, length + 1, config.length_penalty)
 
-        scores, going_on = best.masked_fill(tokens == EOS, -torch.inf).topk(beam, dim=1)
-        parents, last, words = parents[rows, going_on], tokens[rows, going_on], candidates[rows, going_on]
-        source = (rows * beam + parents).flatten()
-        state = tuple(part[source] for part in state)
+        # Every image ends at the last word.
+        going_on = (beams.n_ended < beam).nonzero().squeeze(1) if length < config.max_length else beams.images[:0]
+        best, chosen = best.masked_fill(tokens == EOS, -torch.inf).topk(beam, dim=1)
+        parents = parents.gather(1, chosen)
+        beams.scores, beams.last, beams.words = best, tokens.gather(1, chosen), candidates[beams.rows, chosen]
+        source = beams.rows * beam + parents
+        # Leaving costs a copy of the memory, so they leave several at a time.
+        if len(going_on) <= LEAVE * len(beams.images):
+            beams.report(found, 1 + config.alternatives)
+            beams, source = beams.take(going_on), source[going_on]
+            memory = tuple(part[going_on] for part in memory)
+        state = tuple(part[source.flatten()] for part in state)
+    return found
 
-    wanted = 1 + config.alternatives
-    found = zip(
-        ended_words[:, :wanted].tolist(), ended_log_probs[:, :wanted].tolist(), ended_scores.tolist(), strict=True
-    )
-    return [
-        [
-            Hypothesis(tokens[: tokens.index(EOS)], log_prob)
-            for tokens, log_prob, score in zip(*image, strict=False)
-            if score > -torch.inf
-        ]
-        for image in found
-    ]
+
+LEAVE = 7 / 8  # finished images leave the batch once no more than this share of it goes on
+
+
+@dataclass
+class _Beams:
+    """The hypotheses of the images still searched: tensors with a row for each image, best hypotheses first."""
+
+    images: torch.Tensor  # (B,) int64: which of the images
+    rows: torch.Tensor  # (B, 1) int64: 0, 1, ..., to index with
+    scores: torch.Tensor  # (B, K): log p
+    last: torch.Tensor  # (B, K) int64: their last words
+    words: torch.Tensor  # (B, K, T) int64
+    ended_scores: torch.Tensor  # (B, K): normalised, of the K best that have ended
+    ended_log_probs: torch.Tensor  # (B, K)
+    ended_words: torch.Tensor  # (B, K, T) int64
+    n_ended: torch.Tensor  # (B,) int64: how many have ended, which may be more than K
+
+    @classmethod
+    def at_start(cls, n_images: int, config: DecodeConfig, device: torch.device) -> Self:
+        images = torch.arange(n_images, device=device)
+        last = torch.full((n_images, config.beam_size), SOS, device=device)
+        words = torch.full((n_images, config.beam_size, config.max_length + 1), PAD, device=device)
+        nothing = torch.full(last.shape, -torch.inf, device=device)
+        scores = nothing.clone()
+        scores[:, 0] = 0.0  # only the first of the K equal beams counts, or all would stay equal
+        return cls(images, images.unsqueeze(1), scores, last, words, nothing, nothing, words, torch.zeros_like(images))
+
+    def end(
+        self, best: torch.Tensor, tokens: torch.Tensor, candidates: torch.Tensor, n_tokens: int, penalty: float
+    ) -> None:
+        """Takes note of those of `candidates` (B, N, T), with log p `best` (B, N), whose last of `tokens` is an end.
+        An end counts where it is among the K best, for an image that is not done."""
+        beam = self.scores.shape[1]
+        rank = torch.arange(best.shape[1], device=best.device)
+        ends = (tokens == EOS) & best.isfinite() & (rank < beam) & (self.n_ended < beam).unsqueeze(1)
+        normalised = (best / n_tokens**penalty).masked_fill(~ends, -torch.inf)
+        self.ended_scores, kept = torch.cat([self.ended_scores, normalised], dim=1).topk(beam, dim=1)
+        self.ended_log_probs = torch.cat([self.ended_log_probs, best], dim=1)[self.rows, kept]
+        self.ended_words = torch.cat([self.ended_words, candidates], dim=1)[self.rows, kept]
+        self.n_ended = self.n_ended + ends.sum(dim=1)
+
+    def take(self, rows: torch.Tensor) -> "_Beams":
+        """Those of the images in `rows`."""
+        parts = {name: part[rows] for name, part in vars(self).items()}
+        return _Beams(**parts | {"rows": self.rows[: len(rows)]})
+
+    def report(self, found: list[list[Hypothesis]], wanted: int) -> None:
+        """Puts the best that have ended so far into `found`, at the place of their image."""
+        ended = (part.tolist() for part in (self.ended_words[:, :wanted], self.ended_log_probs, self.ended_scores))
+        for image, *hypotheses in zip(self.images.tolist(), *ended, strict=True):
+            found[image] = [
+                Hypothesis(tokens[: tokens.index(EOS)], log_prob)
+                for tokens, log_prob, score in zip(*hypotheses, strict=False)
+                if score > -torch.inf
+            ]
+
+
+def _candidates(
+    logits: torch.Tensor, beams: _Beams, length: int, config: DecodeConfig
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of the hypotheses of `length` words, whose next have `logits` (B * K, V), the best continuations: log p
+    (B, N), the hypothesis 0..K - 1 that they go on from, and the word. N is 2K: at most K of them end (one for each
+    beam), so at least K are left to go on."""
+    batch, beam = beams.scores.shape
+    logits = logits.float().view(batch, beam, -1)
+    scores = beams.scores - logits.logsumexp(dim=2)  # the softmax's denominator; words that are never written count
+    if length == config.max_length:
+        best, parents = (scores + logits[:, :, EOS]).topk(beam, dim=1)
+        return best, parents, torch.full_like(parents, EOS)
+    logits[:, :, [PAD, SOS, UNK]] = -torch.inf
+    if length < config.min_length:
+        logits[:, :, EOS] = -torch.inf
+    if config.block_ngrams:
+        logits.masked_fill_(_repeating(beams.words[:, :, :length], config.block_ngrams, logits.shape[2]), -torch.inf)
+    # The 2K best of all are among the 2K best of each.
+    top, tokens = logits.topk(min(2 * beam, logits.shape[2]), dim=2)
+    totals = (scores.unsqueeze(2) + top).flatten(1)
+    best, flat = totals.topk(min(2 * beam, totals.shape[1]), dim=1)
+    return best, flat // top.shape[2], tokens.flatten(1).gather(1, flat)
 
 
 @torch.no_grad()

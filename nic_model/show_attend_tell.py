@@ -152,7 +152,7 @@ class ShowAttendTell(nn.Module):
         the expected context here, which its sampled ones stand for (section 4.2).
         """
         (annotations, keys), (hidden, cell) = memory, state
-        attention = self._attend(keys, hidden.view(len(keys), -1, hidden.shape[1]))  # (B, K, P)
+        attention = self._attend(keys, hidden.view(keys.shape[0], -1, hidden.shape[1]))  # (B, K, P)
         context = torch.bmm(attention, annotations).flatten(0, 1) * self.gate(hidden).sigmoid()
         embedded = self.word_embedding(tokens)
         hidden, cell = self._lstm(self.word_input(embedded), context, hidden, cell)

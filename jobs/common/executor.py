@@ -11,7 +11,6 @@ from threading import Condition
 from typing import Any
 
 import pyarrow as pa
-import torch
 
 from jobs.common import storage
 from jobs.common.storage import Access, Download, ObjectError, SystemicError
@@ -60,7 +59,8 @@ Fetched = tuple[bytes | Failure, int]  # the content or why there is none, and t
 def caption_batches(
     batches: Iterable[pa.RecordBatch], captioner: Captioner, access: Access | None = None
 ) -> Iterator[pa.RecordBatch]:
-    """For each row of INPUT one of OUTPUT, in their order, whatever the images are.
+    """For each row of INPUT one of OUTPUT, in their order, whatever the images are. Images are fetched and decoded
+    while those before them are captioned.
 
     An image without content is fetched from its uri as `access` allows, ahead of captioning. Once fetching has failed
     for a reason that is not an image's, all further rows are STOPPED, unfetched.
@@ -71,22 +71,12 @@ def caption_batches(
         for batch in batches
         for number in range(batch.num_rows)
     )
-    with closing(fetch_ahead(rows, access or Access())) as fetched:
-        while group := list(islice(fetched, captioner.batch_size)):
-            results = _caption(captioner, [content for _, content in group])
-            yield _record_batch([row for row, _ in group], results)
-
-
-def _caption(captioner: Captioner, contents: list[bytes | Failure]) -> list[Caption | Failure]:
-    """Captions; a batch that does not fit the GPU's memory is halved, for good."""
-    try:
-        return captioner.caption(contents)
-    except torch.OutOfMemoryError:
-        if captioner.batch_size == 1:
-            raise
-    torch.cuda.empty_cache()
-    captioner.batch_size = max(1, captioner.batch_size // 2)
-    return _caption(captioner, contents)
+    with (
+        closing(fetch_ahead(rows, access or Access())) as fetched,
+        closing(captioner.caption_stream(fetched)) as captioned,
+    ):
+        while group := list(islice(captioned, captioner.batch_size)):
+            yield _record_batch([row for row, _ in group], [result for _, result in group])
 
 
 class ByteBudget:

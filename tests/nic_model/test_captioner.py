@@ -1,5 +1,8 @@
 import io
 import json
+import threading
+from collections.abc import Iterator
+from itertools import count, cycle, islice
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +38,7 @@ def test_one_result_for_each_image_in_order(directory: Path, n: int) -> None:
     """Batches of 0, 1, exactly full, and with a remainder of 1: all as one by one."""
     contents = photographs(n)
     results = Captioner.load(directory, batch_size=4).caption(contents)
-    single = Captioner.load(directory, batch_size=1)
+    single = Captioner.load(directory, batch_size=1, engine="pytorch")
     assert len(results) == n
     for content, result in zip(contents, results, strict=True):
         (alone,) = single.caption([content])
@@ -135,3 +138,48 @@ def test_files_that_do_not_fit_together_are_refused(directory: Path, part: str) 
 def test_unknown_devices_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"--device {name}: allowed are auto, cpu, cuda"):
         pick_device(name)
+
+
+def test_a_stream_is_taken_no_further_than_two_batches_ahead(directory: Path) -> None:
+    taken = 0
+
+    def endless() -> Iterator[tuple[int, bytes]]:
+        nonlocal taken
+        for content in cycle(photographs(3)):
+            taken += 1
+            yield taken, content
+
+    captioner = Captioner.load(directory, batch_size=4)
+    stream = captioner.caption_stream(endless())
+    found = list(islice(stream, 10))
+    stream.close()
+    assert [key for key, _ in found] == list(range(1, 11))
+    assert all(isinstance(result, Caption) for _, result in found)
+    assert 12 <= taken <= 12 + 2 * 4 + 1
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
+
+
+def test_encoded_images_ahead_are_bounded_in_bytes(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    contents = photographs(12)
+    monkeypatch.setattr("nic_model.captioner.AHEAD_BYTES", len(contents[0]) * 3 // 2)
+    taken: list[int] = []
+    images = ((taken.append(number), content) for number, content in enumerate(contents))
+    stream = Captioner.load(directory, batch_size=2).caption_stream(images)
+    next(stream)
+    assert len(taken) <= 4
+    assert len(list(stream)) == 11
+
+
+def test_failures_do_not_wait_for_a_full_batch(directory: Path) -> None:
+    gone = Failure("fetch_error", "gone")
+    stream = Captioner.load(directory, batch_size=2).caption_stream((n, gone) for n in count())
+    assert list(islice(stream, 20)) == [(n, gone) for n in range(20)]
+
+
+def test_an_error_of_the_source_is_raised(directory: Path) -> None:
+    def broken() -> Iterator[tuple[None, bytes]]:
+        yield None, photographs(1)[0]
+        raise RuntimeError("the source broke")
+
+    with pytest.raises(RuntimeError, match="the source broke"):
+        list(Captioner.load(directory).caption_stream(broken()))

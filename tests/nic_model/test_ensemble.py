@@ -8,7 +8,8 @@ import torch
 from nic_model.captioner import Captioner
 from nic_model.checkpoint import CaptionModel, ModelFiles, save_model
 from nic_model.config import DecodeConfig
-from nic_model.ensemble import Ensemble, build, model_id
+from nic_model.ensemble import Ensemble, build_members, model_id
+from nic_model.execution import PyTorch
 from nic_model.search import beam_search
 from nic_model.vocabulary import SOS, Vocabulary
 from tests.tiny import CONFIG, WORDS, tiny_model, tiny_model_directory
@@ -24,8 +25,8 @@ def test_words_have_the_mean_probability() -> None:
     """Of members of two kinds, with a beam, after the first word too."""
     members = [tiny_model(0), attending_model(1), tiny_model(2)]
     pixels = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
-    ensemble = Ensemble(members)
-    memory, state = ensemble.start(ensemble.encoder(pixels))
+    ensemble = Ensemble([PyTorch(member, torch.device("cpu"), bf16=False) for member in members])
+    memory, state = ensemble.start(pixels)
     alone = [member.decoder.start(member.encoder(pixels)) for member in members]
     for words in ([SOS] * 3, [4, 5, 6]):
         logits, state = ensemble.step(torch.tensor(words), state, memory)
@@ -41,8 +42,7 @@ def test_words_have_the_mean_probability() -> None:
 def test_a_model_with_itself_is_itself() -> None:
     model, config = tiny_model(3), DecodeConfig(beam_size=3, max_length=6)
     pixels = torch.randint(0, 256, (5, 3, 64, 64), dtype=torch.uint8)
-    ensemble = Ensemble([model, model])
-    twice = beam_search(ensemble, ensemble.encoder(pixels), config)
+    twice = beam_search(Ensemble([model.decoder, model.decoder]), model.encoder(pixels), config)
     once = beam_search(model.decoder, model.encoder(pixels), config)
     assert [image[0].tokens for image in twice] == [image[0].tokens for image in once]
 
@@ -67,4 +67,4 @@ def test_members_must_fit_together(config: object, words: tuple[str, ...], messa
     save_model(other, CaptionModel(config, Vocabulary(words)), DecodeConfig(), {})  # type: ignore[arg-type]
     files = [ModelFiles.read(tiny_model_directory(tmp_path)), ModelFiles.read(other)]
     with pytest.raises(ValueError, match=message):
-        build(files)
+        build_members(files)

@@ -1,0 +1,148 @@
+"""How a model is run for search: a decoder whose features are pixels, by PyTorch or, on a CPU, compiled by OpenVINO."""
+
+import logging
+import warnings
+from typing import Any
+
+import torch
+from torch import nn
+
+from nic_model.checkpoint import CaptionModel
+from nic_model.search import Decoder
+from nic_model.show_tell import Memory, State
+
+logger = logging.getLogger(__name__)
+
+ENGINES = ("auto", "pytorch", "openvino")
+
+# How far OpenVINO's results may be from PyTorch's in fp32, as a share of their norm, in fp32 and in bf16.
+TOLERANCE = {False: 1e-3, True: 0.2}
+
+
+def make_execution(model: CaptionModel, device: torch.device, bf16: bool, engine: str = "auto") -> Decoder:
+    """Runs `model`, in evaluation mode, for `beam_search(execution, pixels, ...)`, pixels uint8 (B, 3, S, S).
+
+    `auto` is OpenVINO on a CPU where it is installed and gives what PyTorch gives, else PyTorch. Raises ValueError
+    for an unknown engine, or for `openvino` where it cannot be used.
+    """
+    if engine not in ENGINES:
+        raise ValueError(f"engine {engine}: allowed are {', '.join(ENGINES)}")
+    if engine == "pytorch" or (engine == "auto" and device.type != "cpu"):
+        return PyTorch(model, device, bf16)
+    try:
+        if device.type != "cpu":
+            raise ValueError(f"it is for CPUs, not for {device}")
+        return OpenVino(model, bf16)
+    except Exception as error:  # absent, or an encoder that it cannot convert: each raises its own kinds
+        if engine == "openvino":
+            raise ValueError(f"engine openvino: {error}") from None
+        level = logging.INFO if isinstance(error, ImportError) else logging.WARNING
+        logger.log(level, "running on plain PyTorch, without OpenVINO: %s", error)
+        return PyTorch(model, device, bf16)
+
+
+class PyTorch:
+    """The model as it is, in fp32 or with bf16 where autocast deems it safe."""
+
+    def __init__(self, model: CaptionModel, device: torch.device, bf16: bool) -> None:
+        self._model, self._device, self._bf16 = model.to(device), device, bf16
+
+    def start(self, pixels: torch.Tensor) -> tuple[Memory, State]:
+        with self._autocast():
+            return self._model.decoder.start(self._model.encoder(pixels.to(self._device)))
+
+    def step(self, tokens: torch.Tensor, state: State, memory: Memory) -> tuple[torch.Tensor, State]:
+        with self._autocast():
+            return self._model.decoder.step(tokens, state, memory)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bf16)
+
+
+class OpenVino:
+    """The model compiled for this CPU, on as many threads as torch has when it is made."""
+
+    def __init__(self, model: CaptionModel, bf16: bool) -> None:
+        """Raises ImportError where OpenVINO is absent, RuntimeError where it cannot run the model."""
+        size = model.config.image_size
+        pixels = torch.randint(
+            0, 256, (3, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+        )
+        with torch.inference_mode():
+            memory, state = model.decoder.start(model.encoder(pixels[:2]))
+        self._n_memory = len(memory)
+        # Converted for two images of two hypotheses each, tried on others.
+        two = (torch.arange(4), *(part.repeat_interleave(2, dim=0) for part in state), *memory)
+        one = (torch.arange(3), *(part[:1].expand(3, -1) for part in state), *(part[:1] for part in memory))
+        self._start = _compile(_Start(model), (pixels[:2],), (pixels,), bf16)
+        self._step = _compile(_Step(model), two, one, bf16)
+
+    def start(self, pixels: torch.Tensor) -> tuple[Memory, State]:
+        some = pixels if len(pixels) else pixels.new_zeros(1, *pixels.shape[1:])  # it keeps to old sizes at 0 rows
+        parts = tuple(part[: len(pixels)] for part in _infer(self._start, (some,)))
+        return parts[: self._n_memory], parts[self._n_memory :]
+
+    def step(self, tokens: torch.Tensor, state: State, memory: Memory) -> tuple[torch.Tensor, State]:
+        logits, *parts = _infer(self._step, (tokens, *state, *memory))
+        return logits, tuple(parts)
+
+
+class _Start(nn.Module):
+    """Pixels to the parts of memory and state."""
+
+    def __init__(self, model: CaptionModel) -> None:
+        super().__init__()
+        self.encoder, self.decoder = model.encoder, model.decoder
+
+    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        memory, state = self.decoder.start(self.encoder(pixels))
+        return (*memory, *state)
+
+
+class _Step(nn.Module):
+    """Tokens, state and memory to logits and state; the state of both decoders is (hidden, cell)."""
+
+    def __init__(self, model: CaptionModel) -> None:
+        super().__init__()
+        self.decoder = model.decoder
+
+    def forward(self, tokens: torch.Tensor, *parts: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        logits, state = self.decoder.step(tokens, parts[:2], parts[2:])
+        return (logits, *state)
+
+
+def _compile(module: nn.Module, example: tuple[torch.Tensor, ...], other: tuple[torch.Tensor, ...], bf16: bool) -> Any:
+    """`module` as an OpenVINO request, for any number of rows. Raises RuntimeError where it gives for `other`, of
+    other sizes than `example`, not what `module` gives: a size of the example may have become a constant."""
+    import openvino
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of tracing, that constants stay constant
+        traced = torch.jit.trace(module.eval(), example, check_trace=False)
+        # Not openvino.convert_model, which first reports home and waits for the answer.
+        frontend = FrontEndManager().load_by_framework("pytorch")
+        decoder = TorchScriptPythonDecoder(traced, example_input=example)
+        loaded = frontend.load(decoder)  # refers to `decoder` without holding it
+        converted = frontend.convert(loaded)
+        expected = module(*other)
+    if len(example) == 1:
+        converted.reshape([-1, *example[0].shape[1:]])
+    options = {
+        "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "NUM_STREAMS": 1,
+        # Pinned, all workers of a machine would sit on its first cores.
+        "ENABLE_CPU_PINNING": False,
+    }
+    request = openvino.Core().compile_model(converted, "CPU", options).create_infer_request()
+    for found, right in zip(_infer(request, other), expected, strict=True):
+        if found.shape != right.shape or not (found - right).norm() <= TOLERANCE[bf16] * right.norm():
+            raise RuntimeError("its results are not PyTorch's")
+    return request
+
+
+def _infer(request: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    found = request.infer([part.contiguous().numpy() for part in inputs], share_inputs=True)
+    return tuple(torch.from_numpy(part) for part in found.to_tuple())
