@@ -102,7 +102,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--allow-local-uris", action="store_true",
                         help="let the uris of a table or manifest name files of the executors' machines")  # fmt: skip
     parser.add_argument("--captions", default="out/captions", metavar="", help="table to write (default out/captions)")
-    parser.add_argument("--model", default=str(PROJECT / "models" / "nic"), metavar="",
+    parser.add_argument("--model", default=str(PROJECT / "models" / "attention"), metavar="",
                         help="model directory, local or on s3:// (default: the one that ships)")  # fmt: skip
     parser.add_argument("--references", metavar="", help="references table: also write the score tables")
     parser.add_argument("--scores", metavar="", help="where to write them (default: --captions with _scores after it)")

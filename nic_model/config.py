@@ -63,13 +63,16 @@ class ModelConfig(Config):
     hidden_size: int = option(512, "size of the LSTM's state", least=1)
     attention_size: int = option(256, "of show_attend_tell: size of the space that query and grid meet in", least=1)
     dropout: float = option(0.5, "dropout on the LSTM's inputs and outputs", least=0)
+    annotation_dropout: float = option(0.0, "of show_attend_tell: dropout on the grid", least=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "mean", tuple(self.mean))  # JSON gives lists
         object.__setattr__(self, "std", tuple(self.std))
-        if not self.dropout < 1:
-            raise ValueError(f"--dropout {self.dropout}: must be at least 0 and below 1")
+        for name in ("dropout", "annotation_dropout"):
+            if not getattr(self, name) < 1:
+                option_name = f"--{name.replace('_', '-')}"
+                raise ValueError(f"{option_name} {getattr(self, name)}: must be at least 0 and below 1")
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,12 @@ class TrainConfig(Config):
         choices=("samples", "greedy"),
     )
     bleu_weight: float = option(1.0, "the reward is CIDEr-D + this * the mean of BLEU-1 to 4, all of 0 to 1", least=0)
+    likelihood_weight: float = option(
+        0.0,
+        "weight of the captions' likelihood, learnt with dropout, beside the reward in self-critical training: it keeps"
+        " captions fluent",
+        least=0,
+    )
     weight_decay: float = option(1e-2, "AdamW's decoupled weight decay", least=0)
     label_smoothing: float = option(0.1, "probability mass spread over all words", least=0)
     attention_penalty: float = option(

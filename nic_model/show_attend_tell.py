@@ -52,6 +52,7 @@ class ShowAttendTell(nn.Module):
         self.context_output = nn.Linear(embed, embed, bias=False)
         self.output_bias = nn.Parameter(torch.zeros(vocabulary_size))
         self.dropout = nn.Dropout(config.dropout)
+        self.annotation_dropout = nn.Dropout(config.annotation_dropout)
         self.register_buffer("baseline", torch.zeros(()))
         nn.init.uniform_(self.word_embedding.weight, -0.1, 0.1)
 
@@ -141,7 +142,7 @@ class ShowAttendTell(nn.Module):
     def start(self, features: torch.Tensor) -> tuple[Memory, State]:
         """Annotations and keys of the grid, `features` (B, P, D), and the LSTM's state made from their mean
         (section 3.1.2)."""
-        annotations = self.annotation_norm(self.annotation(features))
+        annotations = self.annotation_dropout(self.annotation_norm(self.annotation(features)))
         hidden, cell = self.initial(annotations.mean(1)).tanh().chunk(2, dim=1)
         return (annotations, self.key(annotations)), (hidden, cell)
 

@@ -145,8 +145,9 @@ class Training:
         batches = shuffled(len(self.train), config.batch_size, config.seed, epoch)
         inputs, encode = self._inputs(phase, epoch, batches)
         self_critical = phase.name == "self-critical"
-        # Self-critical training is on-policy: what draws the captions must be what learns from them, so no dropout.
-        self.model.train(not self_critical)
+        # Self-critical training is on-policy: what draws the captions should be what learns from them, so no dropout,
+        # unless it learns from the true captions too.
+        self.model.train(not self_critical or config.likelihood_weight > 0)
         # Only now, for what is computed once drew numbers too. It makes dropout repeat after a resume.
         torch.manual_seed(hash((config.seed, epoch)) % 2**63)
         total, count = 0.0, 0
@@ -198,6 +199,8 @@ class Training:
             found = beam_search(decoder, features, DECODE_GREEDY.replace(max_length=config.max_tokens))
             greedy = torch.tensor([self._reward(i, best.tokens) for i, (best,) in zip(indices, found, strict=True)])
         loss = self_critical_loss(decoder, features, captions, advantages(rewards, greedy).flatten())
+        if config.likelihood_weight:
+            loss = loss + config.likelihood_weight * self._likelihood_step(indices, features)[0]
         return loss, rewards.mean().item(), rewards.numel()
 
     @cached_property

@@ -21,7 +21,7 @@ from airflow.sdk import DAG, Variable, task
 
 LAUNCHER = '"{{ var.value.nic_project }}/spark-submit.sh"'
 SUBMIT = LAUNCHER + " {{ var.value.get('nic_submit', '') }}"
-MODEL = "{{ var.value.get('nic_model', var.value.nic_project ~ '/models/nic') }}"
+MODEL = "{{ var.value.get('nic_model', var.value.nic_project ~ '/models/attention') }}"
 # Of a path or a word that a variable holds, quoted for the shell: Airflow's own quoting of variables there is none.
 DATA, IMAGES, REFERENCES = (f'"{{{{ var.value.nic_{name} }}}}"' for name in ("data", "images", "references"))
 SKIPPED = 99  # how a BashOperator is told to skip

@@ -1,11 +1,12 @@
 """The Spark session of a job, its logging, and what it says on the terminal."""
 
 import logging
+import os
 import re
 import sys
 from collections.abc import Callable
 
-from pyspark import SparkConf
+from pyspark import SparkConf, SparkContext
 from pyspark.sql import SparkSession
 
 from jobs.common.storage import SystemicError
@@ -30,6 +31,8 @@ DELTA = {
 def build_session(name: str) -> SparkSession:
     """The session that spark-submit configured, with SETTINGS where it left them open."""
     builder = SparkSession.builder.appName(name)
+    if "PYSPARK_GATEWAY_PORT" in os.environ:  # before that is connected to, a SparkConf does not know spark-submit's
+        SparkContext._ensure_initialized()
     conf = SparkConf()
     if any("delta-spark" in (conf.get(key) or "") for key in ("spark.jars", "spark.jars.packages")):
         for key, value in DELTA.items():

@@ -177,7 +177,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--images", nargs="+", required=True, help="Parquet files with `content`; globs")
     parser.add_argument("--rows", type=int, default=5000)
-    parser.add_argument("--model", type=Path, default=ROOT / "models" / "nic")
+    parser.add_argument("--model", type=Path, default=ROOT / "models" / "attention")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=2)

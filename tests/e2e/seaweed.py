@@ -1,5 +1,6 @@
 """A real S3 server on loopback: SeaweedFS, with credentials, as a process."""
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -37,7 +38,7 @@ class Seaweed:
 
     def environment(self, key: str = KEY, secret: str = SECRET) -> dict[str, str]:
         """The AWS configuration of a reader: a credentials file, and no other of this machine's."""
-        file = self.folder / f"credentials-{key}"
+        file = self.folder / f"credentials-{key}-{hashlib.sha256(secret.encode()).hexdigest()[:8]}"
         file.write_text(f"[default]\naws_access_key_id = {key}\naws_secret_access_key = {secret}\n")
         nowhere = str(self.folder / "no-config")
         return {

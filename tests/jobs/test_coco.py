@@ -25,7 +25,7 @@ Row = tuple[str, str, list[str]]  # image_id, caption, references
 def model_captions() -> list[Row]:
     """What the model that ships says of the 1,000 dev images."""
     rows = pq.read_table(DEV, columns=["image_id", "content", "captions"]).to_pylist()
-    captioner = Captioner.load(ROOT / "models" / "nic")
+    captioner = Captioner.load(ROOT / "models" / "attention")
     found = captioner.caption([row["content"] for row in rows])
     assert all(isinstance(caption, Caption) for caption in found)
     return [(row["image_id"], caption.text, row["captions"]) for row, caption in zip(rows, found, strict=True)]

@@ -1,10 +1,14 @@
 import argparse
 import json
 import re
+from pathlib import Path
 
 import pytest
 
+from nic_model import train
 from nic_model.config import Config, DecodeConfig, ModelConfig, TrainConfig, add_options, given_options
+
+RECIPES = Path(train.__file__).parent / "recipes"
 
 
 @pytest.mark.parametrize("config", [ModelConfig(), TrainConfig(), DecodeConfig(beam_size=5, alternatives=2)])
@@ -57,3 +61,11 @@ def test_decode_id_of_old_settings_stays() -> None:
     """Tables hold these ids: a setting that is added later must not change them."""
     assert DecodeConfig(beam_size=3, length_penalty=0.7, max_length=20, alternatives=0).decode_id == "113ed671b04f00f0"
     assert DecodeConfig(beam_size=5, length_penalty=0.6, max_length=20, alternatives=0).decode_id == "b1c1e17d144c9e08"
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.json")), ids=lambda path: path.stem)
+def test_recipes_are_settings(recipe: Path) -> None:
+    options = train.parse_args(["--train", "t", "--dev", "d", "--out", "o", "--config", str(recipe)])
+    model, training, _ = train.read_configs(options)
+    assert model.decoder == ("show_tell" if recipe.stem.startswith("nic") else "show_attend_tell")
+    assert training.frozen_epochs + training.fine_tune_epochs + training.self_critical_epochs > 0

@@ -97,7 +97,7 @@ def test_it_learns(folder: Path) -> None:
     [
         (0, {}),
         (2, {"decoder": "show_attend_tell", "scheduled_sampling": 0.3}),
-        (2, {"decoder": "show_attend_tell", "attention": "hard", "baseline": "greedy"}),
+        (2, {"decoder": "show_attend_tell", "attention": "hard", "baseline": "greedy", "likelihood_weight": 0.2}),
     ],
 )
 def test_resumed_is_uninterrupted(
