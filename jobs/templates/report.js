@@ -7,6 +7,7 @@ const [cards, search, order, measure, references, found, end] =
 
 let listed = []; // the images that were found, in order
 let shown = 0;
+const nearEnd = new IntersectionObserver(entries => entries.at(-1).isIntersecting && more(), { rootMargin: "1500px" });
 
 for (const image of data.images)
   image.text = [image.id, image.caption, image.status, image.message, ...image.references].join("\n").toLowerCase();
@@ -44,6 +45,7 @@ function list() {
   cards.replaceChildren();
   shown = 0;
   more();
+  if (cards.getBoundingClientRect().top < 0) document.getElementById("gallery").scrollIntoView({ behavior: "instant" });
   found.textContent = `${listed.length.toLocaleString("en")} of ${data.images.length.toLocaleString("en")} images`;
 }
 
@@ -51,6 +53,9 @@ function more() {
   const next = listed.slice(shown, shown + CHUNK);
   cards.append(...next.map(card));
   shown += next.length;
+  // Watched anew, or an end that stays near would not be told of again.
+  nearEnd.unobserve(end);
+  if (shown < listed.length) nearEnd.observe(end);
 }
 
 function card(image) {
@@ -122,7 +127,9 @@ cards.addEventListener("pointerout", event => {
 document.addEventListener("keydown", event => {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   if (event.target.matches("input, select")) {
-    if (event.key === "Escape") event.target.blur();
+    if (event.key !== "Escape") return;
+    event.target.blur();
+    event.preventDefault(); // or a browser would empty the search
     return;
   }
   const here = document.activeElement.closest(".card");
@@ -145,7 +152,6 @@ search.addEventListener("input", list);
 order.addEventListener("change", list);
 measure.addEventListener("change", list);
 references?.addEventListener("change", () => cards.classList.toggle("without-references", !references.checked));
-new IntersectionObserver(entries => entries.some(entry => entry.isIntersecting) && more(), { rootMargin: "1500px" }).observe(end);
 
 // A chart's marks name themselves to a pointer.
 for (const mark of document.querySelectorAll(".chart path[aria-label]")) {
