@@ -188,8 +188,10 @@ def run(spark: SparkSession, job: Job) -> Outcome:
 def _run_waves(spark: SparkSession, job: Job, target: Target, check: Callable[[], None]) -> Outcome:
     config, outcome = job.config, Outcome()
     images = job.source.read(spark)
-    existing = target.read()
+    existing = target.read()  # refuses what is no table of captions
     target.create()
+    if existing is not None:
+        existing = target.read()  # which may have more columns now
     size = config.wave_size or waves.IMAGES_PER_CORE * spark.sparkContext.defaultParallelism
     if config.mode == "overwrite":
         existing, size = None, sys.maxsize  # what is replaced at once is one wave
