@@ -1,6 +1,7 @@
 """Waves and resuming, in each format: one row for each image, whatever was captioned, failed or changed before."""
 
 import os
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,9 +53,7 @@ def table(request: pytest.FixtureRequest, spark: SparkSession, tmp_path: Path) -
         return form, "ice.nights.captions"
     if named:
         spark.sql("CREATE DATABASE IF NOT EXISTS nights")
-        spark.sql(f"DROP TABLE IF EXISTS nights.{form}")
-        spark.sql(f"DROP TABLE IF EXISTS nights.{form}_runs")
-        return form, f"nights.{form}"
+        return form, f"nights.{form}_{uuid.uuid4().hex}"  # a name of its own: Spark remembers the files of a name
     return form, str(tmp_path / "captions")
 
 
