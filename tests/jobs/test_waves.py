@@ -53,7 +53,7 @@ def table(request: pytest.FixtureRequest, spark: SparkSession, tmp_path: Path) -
         return form, "ice.nights.captions"
     if named:
         spark.sql("CREATE DATABASE IF NOT EXISTS nights")
-        return form, f"nights.{form}_{uuid.uuid4().hex}"  # a name of its own: Spark remembers the files of a name
+        return form, f"nights.{form}_{uuid.uuid4().hex}"  # `nights.parquet` alone would be a path
     return form, str(tmp_path / "captions")
 
 
