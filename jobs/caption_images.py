@@ -28,7 +28,7 @@ from jobs.common import scores, storage, tables, waves
 from jobs.common.executor import INPUT, STOPPED
 from jobs.common.files import Folder, lease
 from jobs.common.session import build_session, exit_status, say, systemic
-from jobs.common.sources import ImageFiles, Source, find_source
+from jobs.common.sources import Source, find_source, reaching
 from jobs.common.storage import Access, SystemicError
 from jobs.common.targets import FORMATS, Target, check_target, find_target
 from jobs.common.udfs import CaptionerRecipe, caption_udf
@@ -116,8 +116,7 @@ def check(options: argparse.Namespace) -> Job:
     access = Access(config.s3_endpoint or None, options.allow_local_uris)
     source = find_source(options.images, access)
     source.check()
-    if isinstance(source, ImageFiles):
-        access = dataclasses.replace(access, local=True)  # the job itself names these files
+    access = reaching(source, access)
     model = Path(options.model)
     if storage.is_s3(options.model):
         model = storage.download_model(options.model, access, FILES)

@@ -13,20 +13,20 @@ import functools
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
-import torch
-from pyspark import Broadcast, TaskContext
+from pyspark import Broadcast
 from pyspark.sql import DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from jobs.common import report, scores, tables, thumbnails
 from jobs.common.session import build_session, exit_status, say
-from jobs.common.sources import ImageFiles, Source, find_source, spread
+from jobs.common.sources import Source, find_source, reaching, spread
 from jobs.common.storage import Access
+from jobs.common.udfs import use_task_cores
 from nic_model.checkpoint import CaptionModel, ModelFiles
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -71,8 +71,7 @@ def check(options: argparse.Namespace) -> Job:
     access = Access(options.s3_endpoint, options.allow_local_uris)
     source = find_source(options.images, access)
     source.check()
-    if isinstance(source, ImageFiles):
-        access = replace(access, local=True)  # the job itself names these files
+    access = reaching(source, access)
     if options.references:
         tables.check_readable(options.references, "--references")
     if options.scores:
@@ -164,9 +163,8 @@ def make_thumbnails(spark: SparkSession, job: Job, rows: Sequence[Row]) -> dict[
 
 @functools.lru_cache(maxsize=1)
 def _model(files: "Broadcast[ModelFiles]") -> CaptionModel:
-    """Built once in each task, which uses as many threads as Spark gave it cores."""
-    context = TaskContext.get()
-    torch.set_num_threads(max(1, context.cpus() if context else 1))
+    """Built once in each task."""
+    use_task_cores()
     return files.value.build()
 
 

@@ -75,7 +75,7 @@ class Captioner:
         self.decode_config = decode_config or members[0].settings()[1]
         self.batch_size = batch_size
         self.device = pick_device(device)
-        # On a CPU bf16 changes a caption in six, so it is for who asks; a GPU is slow without it.
+        # On a CPU bf16 changes a caption in seven, so it is for who asks; a GPU is slow without it.
         self.bf16 = precision == "bf16" or (precision == "auto" and self.device.type == "cuda")
         models = ensemble.build_members(members)
         executions = [make_execution(model, self.device, self.bf16, engine) for model in models]

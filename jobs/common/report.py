@@ -14,6 +14,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.window import Window
 
 from jobs.common import charts
+from jobs.common.scores import title
 
 EXAMPLES, RUNS, WORDS, REPEATED, MODELS = 5, 10, 20, 10, 5  # of each at most so many are shown
 # What stands first in the page and orders the gallery, best first, where the score tables have it.
@@ -215,7 +216,7 @@ def render(report: Report) -> str:
 
 def metric_name(metric: str) -> str:
     names = {"cider": "CIDEr-D", LOG_PROB: "log p"}
-    return names.get(metric, metric.upper().replace("_", "-"))
+    return names.get(metric) or title(metric)
 
 
 def _charts(report: Report) -> dict[str, Any]:

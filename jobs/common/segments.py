@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nic_model.metrics.bleu import ORDER, SIZE, bleu
-from nic_model.metrics.ngrams import Keys, count_documents, split_words, word_key
+from nic_model.metrics.ngrams import Keys, count_documents, split_words, starts, word_key
 from nic_model.metrics.rouge import rouge_l
 from nic_model.metrics.segments import KeyFrequencies, Segments, score_segments
 from nic_model.metrics.tokenizer import tokenize
@@ -117,8 +117,8 @@ def _merge(parts: list[tuple[Keys, np.ndarray]]) -> tuple[Keys, np.ndarray]:
     keys, counts = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     order = np.argsort(keys)
     keys = keys[order]
-    starts = np.flatnonzero(np.append(True, keys[1:] != keys[:-1])[: len(keys)])
-    return keys[starts], np.add.reduceat(counts[order], starts) if len(keys) else counts
+    first = np.flatnonzero(starts(keys))
+    return keys[first], np.add.reduceat(counts[order], first) if len(keys) else counts
 
 
 def _frequencies(keys: Keys, counts: np.ndarray) -> pa.RecordBatch:

@@ -6,7 +6,7 @@ Each source becomes `Images`: which they are and where, and their content where 
 import glob
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 
@@ -214,6 +214,11 @@ def find_source(location: str, access: Access | None = None) -> Source:
     if is_table or tables.is_table_name(location) or _has_parquet(location):
         return ImageTable(location)
     return ImageFiles(location)
+
+
+def reaching(source: Source, access: Access) -> Access:
+    """`access`, and to local files where the job itself names them."""
+    return replace(access, local=True) if isinstance(source, ImageFiles) else access
 
 
 def spread(rows: DataFrame) -> DataFrame:

@@ -19,6 +19,8 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
+from jobs.common.files import Folder
+
 
 def _columns(*columns: tuple[str, T.DataType, str]) -> T.StructType:
     return T.StructType([T.StructField(name, kind, True, {"comment": comment}) for name, kind, comment in columns])
@@ -223,10 +225,8 @@ def read_table(spark: SparkSession, location: str, needed: T.StructType, role: s
 
 def _read_path(spark: SparkSession, location: str) -> DataFrame:
     """Parquet, or Delta where the folder has Delta's log."""
-    if not glob.has_magic(location):
-        path = _hadoop_path(spark, f"{location.rstrip('/')}/_delta_log")
-        if path.getFileSystem(spark._jsc.hadoopConfiguration()).exists(path):
-            return spark.read.format("delta").load(location)
+    if not glob.has_magic(location) and Folder(spark, location).exists("_delta_log"):
+        return spark.read.format("delta").load(location)
     return spark.read.parquet(*_files(location))
 
 

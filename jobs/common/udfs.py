@@ -42,10 +42,14 @@ def caption_udf(recipe: CaptionerRecipe, access: Access) -> ArrowFunction:
 @functools.lru_cache(maxsize=1)
 def _captioner(recipe: CaptionerRecipe, device: str) -> Captioner:
     """Made once in each Python worker, which Spark keeps for many tasks."""
-    context = TaskContext.get()
-    # As many threads as cores that Spark gave the task, or the workers of one machine fight over them.
-    torch.set_num_threads(max(1, context.cpus() if context else 1))
+    use_task_cores()
     return Captioner(recipe.files.value, recipe.decode, device, recipe.precision, recipe.batch_size)
+
+
+def use_task_cores() -> None:
+    """As many threads as cores that Spark gave the task, or the workers of one machine fight over them."""
+    context = TaskContext.get()
+    torch.set_num_threads(max(1, context.cpus() if context else 1))
 
 
 def _task_device(requested: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from nic_model.metrics.ngrams import ORDER, NGrams, count_ngrams
+from nic_model.metrics.ngrams import ORDER, count_ngrams
 
 # Layout of counts: n-grams of the candidate also in a reference (n = 1..4), n-grams of the candidate (n = 1..4),
 # tokens of the candidate, tokens of the reference nearest to it in length (the shorter of two).
@@ -21,18 +21,14 @@ _TINY, _SMALL = 1e-15, 1e-9
 
 def segment_counts(candidate: Sequence[str], references: Sequence[Sequence[str]]) -> Counts:
     """Counts of one tokenised caption against its references, int64 (10,). Raises ValueError without references."""
-    return ngram_counts(count_ngrams(candidate), [count_ngrams(reference) for reference in references])
-
-
-def ngram_counts(candidate: NGrams, references: Sequence[NGrams]) -> Counts:
-    """The same of n-grams that are counted already."""
     if not references:
         raise ValueError("BLEU needs at least one reference for a caption")
+    ours, theirs = count_ngrams(candidate), [count_ngrams(reference) for reference in references]
     matches = []
-    for found, *others in zip(candidate, *references, strict=True):
+    for found, *others in zip(ours, *theirs, strict=True):
         most = [other.get for other in others]
         matches.append(sum([min(count, max([get(ngram, 0) for get in most])) for ngram, count in found.items()]))
-    length, nearest = candidate[0].total(), [reference[0].total() for reference in references]
+    length, nearest = ours[0].total(), [reference[0].total() for reference in theirs]
     totals = [max(0, length - n) for n in range(ORDER)]
     return np.array([*matches, *totals, length, min((abs(r - length), r) for r in nearest)[1]], np.int64)
 

@@ -69,11 +69,11 @@ def key_ngrams(words: Keys, lengths: NDArray[np.int64]) -> KeyedNGrams:
     every, caption = np.concatenate(keys), np.concatenate(captions)
     order = np.argsort(every)
     every = every[order]
-    first = _starts(every)
+    first = starts(every)
     # One whole number for an n-gram and a caption: numbers sort faster than pairs.
     pairs = (np.cumsum(first) - 1) * max(1, len(lengths)) + caption[order]
     pairs.sort()
-    at = np.flatnonzero(_starts(pairs))
+    at = np.flatnonzero(starts(pairs))
     rank, caption = np.divmod(pairs[at], max(1, len(lengths)))
     orders = np.repeat(np.arange(ORDER), sizes)[order[first]]
     return KeyedNGrams(every[first], orders, rank, caption, np.diff(at, append=len(pairs)))
@@ -83,11 +83,11 @@ def count_documents(words: Keys, lengths: NDArray[np.int64], images: NDArray[np.
     """The keys, sorted, of all n-grams of captions, and of how many images each is. `images` (C,) are the captions'."""
     found, size = key_ngrams(words, lengths), images.max(initial=0) + 1
     pairs = np.sort(found.rank * size + images[found.caption])
-    return found.keys, np.bincount(pairs[_starts(pairs)] // size, minlength=len(found.keys))
+    return found.keys, np.bincount(pairs[starts(pairs)] // size, minlength=len(found.keys))
 
 
-def _starts(values: NDArray) -> NDArray[np.bool_]:
+def starts(values: NDArray) -> NDArray[np.bool_]:
     """Where in sorted values another one begins."""
-    starts = np.ones(len(values), bool)
-    starts[1:] = values[1:] != values[:-1]
-    return starts
+    found = np.ones(len(values), bool)
+    found[1:] = values[1:] != values[:-1]
+    return found
