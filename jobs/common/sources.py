@@ -5,6 +5,7 @@ Each source becomes `Images`: which they are and where, and their content where 
 
 import glob
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -63,7 +64,8 @@ class ImageFiles:
         """Paths only, without content. An executor lists the files, so that the driver never holds their names."""
         return _listing(spark.range(1, numPartitions=1).mapInArrow(self._list, LISTED))
 
-    def _list(self, _: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    def _list(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        deque(batches, maxlen=0)  # Spark ends a Python worker that leaves input unread, and starts another
         rows: list[dict[str, str | None]] = []
         for file, image_id in self._walk():
             rows.append({
