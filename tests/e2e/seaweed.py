@@ -60,6 +60,23 @@ class Seaweed:
             config=Config(s3={"addressing_style": "path"}, retries={"total_max_attempts": 3}),
         )
 
+    @property
+    def catalog(self) -> str:
+        """The URL of the server's Iceberg REST catalog. Its warehouses are table buckets."""
+        return f"http://127.0.0.1:{self.ports[8]}"
+
+    def create_table_bucket(self, name: str) -> None:
+        """Tables in it belong to the administrator."""
+        weed = Path(sys.executable).with_name("weed")
+        master = f"127.0.0.1:{self.ports[1]}.{self.ports[5]}"  # the second is the port of its other protocol
+        said = subprocess.run(
+            [weed, "shell", f"-master={master}"],
+            input=f"s3tables.bucket -create -name {name} -account 000000000000\n",
+            cwd=self.folder, text=True, capture_output=True, check=False, timeout=START_SECONDS,
+        )  # fmt: skip
+        if said.returncode or name not in said.stdout:
+            raise RuntimeError(said.stdout + said.stderr)
+
     def start(self) -> None:
         s3, master, volume, filer, s3_grpc, master_grpc, volume_grpc, filer_grpc, catalog = self.ports
         options = {
@@ -69,6 +86,7 @@ class Seaweed:
             "s3.port": s3,
             "s3.port.grpc": s3_grpc,
             "s3.port.iceberg": catalog,
+            "s3.port.lance": 0,  # else a fixed port, which two servers on one machine cannot both have
             "s3.config": self.folder / "identities.json",
             "master.port": master,
             "master.port.grpc": master_grpc,
