@@ -1,8 +1,8 @@
-"""Averages the weights of two trainings that started from the same model (Wortsman et al., arXiv 2203.05482).
+"""Averages the weights of trainings that started from the same model (Wortsman et al., arXiv 2203.05482).
 
-    python -m nic_model.average FIRST SECOND --share 0.6 --out DIR
+    python -m nic_model.average FIRST SECOND ... --shares 0.4 0.6 ... --out DIR
 
-One model comes out, as large and as fast as each of them, and often better than both.
+One model comes out, as large and as fast as each of them, and often better than all. It decodes as the first does.
 """
 
 import argparse
@@ -15,36 +15,49 @@ import torch
 from nic_model.checkpoint import CaptionModel, ModelFiles, save_model
 
 
-def average(first: CaptionModel, second: CaptionModel, share: float) -> CaptionModel:
-    """`first`, its weights now (1 - share) times its own plus `share` times those of `second`, 0 to 1.
+def average(models: Sequence[CaptionModel], shares: Sequence[float]) -> CaptionModel:
+    """The first model, its weights now the sum of `shares` (which sum to 1) times those of each.
 
-    Raises ValueError where the two differ in configuration or words.
+    Raises ValueError where models differ in configuration or words.
     """
+    first, *others = models
     alike = {"dropout": 0.0, "annotation_dropout": 0.0}  # these shape no weights
-    if first.config.replace(**alike) != second.config.replace(**alike):
-        raise ValueError("the two models have different configurations")
-    if first.vocabulary.words != second.vocabulary.words:
-        raise ValueError("the two models have different vocabularies")
+    for other in others:
+        if first.config.replace(**alike) != other.config.replace(**alike):
+            raise ValueError("the models have different configurations")
+        if first.vocabulary.words != other.vocabulary.words:
+            raise ValueError("the models have different vocabularies")
     with torch.no_grad():
-        for ours, theirs in zip(first.state_dict().values(), second.state_dict().values(), strict=True):
+        for ours, *theirs in zip(*(model.state_dict().values() for model in models), strict=True):
             if ours.is_floating_point():
-                ours.lerp_(theirs, share)
+                ours.mul_(shares[0])
+                for share, weights in zip(shares[1:], theirs, strict=True):
+                    ours.add_(weights, alpha=share)
     return first
+
+
+def read_shares(given: Sequence[float] | None, n: int) -> list[float]:
+    """The share of each of `n` models, which sum to 1; equal ones where none are `given`. Raises ValueError."""
+    shares = [1.0] * n if given is None else list(given)
+    if len(shares) != n:
+        raise ValueError(f"--shares: {len(shares)} of them for {n} models; give one for each")
+    if not all(share >= 0 for share in shares) or not 0 < sum(shares) < float("inf"):
+        raise ValueError(f"--shares {' '.join(map(str, shares))}: must be at least 0, and not all 0")
+    return [share / sum(shares) for share in shares]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m nic_model.average", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("models", nargs=2, type=Path, metavar="MODEL", help="model directories")
-    parser.add_argument("--share", type=float, default=0.5, help="of the second, 0 to 1 (default 0.5)")
+    parser.add_argument("models", nargs="+", type=Path, metavar="MODEL", help="model directories")
+    parser.add_argument("--shares", nargs="+", type=float, help="how much of each, relative to the others (default 1)")
     parser.add_argument("--out", type=Path, required=True, help="the model directory to write")
     options = parser.parse_args(arguments)
     try:
-        if not 0 <= options.share <= 1:
-            raise ValueError(f"--share {options.share}: must be from 0 to 1")
-        first, second = (ModelFiles.read(directory, "MODEL") for directory in options.models)
-        model = average(first.build(), second.build(), options.share)
-        notes = {"average": [first.model_id, second.model_id], "share": options.share}
-        save_model(options.out, model, first.settings()[1], notes)
+        shares = read_shares(options.shares, len(options.models))
+        files = [ModelFiles.read(directory, "MODEL") for directory in options.models]
+        model = average([each.build() for each in files], shares)
+        notes = {"average": [each.model_id for each in files], "shares": shares}
+        save_model(options.out, model, files[0].settings()[1], notes)
     except ValueError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2

@@ -89,12 +89,15 @@ class TrainConfig(Config):
         " a CPU needs; 0: all, from freshly augmented pixels",
         least=0,
     )
-    self_critical_epochs: int = option(0, "epochs, after those, of self-critical training, encoder frozen", least=0)
+    self_critical_epochs: int = option(0, "epochs, after those, of self-critical training", least=0)
     batch_size: int = option(32, "images a step, each with all of its captions", least=2)
     learning_rate: float = option(1e-3, "Adam's highest learning rate while the encoder is frozen", least=0)
     fine_tune_learning_rate: float = option(2e-4, "highest learning rate of the decoder in fine-tuning", least=0)
     encoder_learning_rate: float = option(1e-4, "highest learning rate of the encoder in fine-tuning", least=0)
     self_critical_learning_rate: float = option(1e-4, "highest learning rate of self-critical training", least=0)
+    self_critical_encoder_learning_rate: float = option(
+        0.0, "highest learning rate of the encoder in self-critical training; 0: it is frozen", least=0
+    )
     samples: int = option(5, "captions drawn of an image in a step of self-critical training", least=2)
     baseline: str = option(
         "samples",
@@ -103,11 +106,14 @@ class TrainConfig(Config):
         choices=("samples", "greedy"),
     )
     bleu_weight: float = option(1.0, "the reward is CIDEr-D + this * the mean of BLEU-1 to 4, all of 0 to 1", least=0)
-    likelihood_weight: float = option(
+    fluency_weight: float = option(
         0.0,
-        "weight of the captions' likelihood, learnt with dropout, beside the reward in self-critical training: it keeps"
-        " captions fluent",
+        "what a caption loses of its reward were all runs of three words in it such as the captions of fewer than two"
+        " training images have: it keeps captions from breaking off",
         least=0,
+    )
+    likelihood_weight: float = option(
+        0.0, "weight of the captions' likelihood beside the reward in self-critical training", least=0
     )
     weight_decay: float = option(1e-2, "AdamW's decoupled weight decay", least=0)
     label_smoothing: float = option(0.1, "probability mass spread over all words", least=0)

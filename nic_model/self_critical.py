@@ -18,13 +18,20 @@ END = SPECIAL[EOS]
 
 class Reward:
     """What a caption of a training image is worth: CIDEr-D + `bleu_weight` * the mean of BLEU-1 to 4, each 0 to 1
-    (CIDEr-D may reach 10).
+    (CIDEr-D may reach 10), - `fluency_weight` * the share of its trigrams that are odd: of fewer than two images.
 
-    The end counts as a word of CIDEr-D, or captions that break off after `in a` would be worth the most.
+    The end counts as a word of CIDEr-D and of trigrams, or captions that break off after `in a` would be worth the
+    most.
     """
 
-    def __init__(self, references: Sequence[Sequence[str]], vocabulary: Vocabulary, bleu_weight: float) -> None:
-        self.vocabulary, self.bleu_weight = vocabulary, bleu_weight
+    def __init__(
+        self,
+        references: Sequence[Sequence[str]],
+        vocabulary: Vocabulary,
+        bleu_weight: float = 0.0,
+        fluency_weight: float = 0.0,
+    ) -> None:
+        self.vocabulary, self.bleu_weight, self.fluency_weight = vocabulary, bleu_weight, fluency_weight
         self._references = [[tokenize(caption) for caption in captions] for captions in references]
         ended = [[[*tokens, END] for tokens in captions] for captions in self._references]
         self._frequencies = document_frequencies(ended)
@@ -36,7 +43,15 @@ class Reward:
         worth = cider([*words, END], self._vectors[image], self._frequencies) / 100
         if self.bleu_weight:
             worth += self.bleu_weight * float(np.mean(bleu(segment_counts(words, self._references[image])))) / 100
+        if self.fluency_weight:
+            worth -= self.fluency_weight * self._oddity([*words, END])
         return worth
+
+    def _oddity(self, words: Sequence[str]) -> float:
+        """The share of trigrams that are odd, 0 to 1; without any, 1."""
+        trigrams = [" ".join(words[at : at + 3]) for at in range(len(words) - 2)]
+        odd = sum(self._frequencies.counts.get(trigram, 0) < 2 for trigram in trigrams)
+        return odd / len(trigrams) if trigrams else 1.0
 
 
 def advantages(rewards: torch.Tensor, greedy: torch.Tensor | None = None) -> torch.Tensor:

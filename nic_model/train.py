@@ -19,7 +19,8 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from nic_model.config import Config, DecodeConfig, ModelConfig, TrainConfig, add_options, given_options, read_json
 from nic_model.datasets import read_dataset
-from nic_model.training import METRICS, Training
+from nic_model.scores import METRICS
+from nic_model.training import Training
 
 logger = logging.getLogger("nic_model.train")
 

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import torch
@@ -25,18 +24,13 @@ from nic_model.config import DecodeConfig, ModelConfig, TrainConfig
 from nic_model.datasets import Example
 from nic_model.encoder import load_pretrained
 from nic_model.features import Encode, FeatureCache, random_views, save_atomically
-from nic_model.metrics.bleu import corpus_bleu
-from nic_model.metrics.cider import cider, document_frequencies, reference_vectors
-from nic_model.metrics.rouge import rouge_l
-from nic_model.metrics.tokenizer import tokenize
+from nic_model.scores import References, score
 from nic_model.search import DECODE_GREEDY, beam_search
 from nic_model.self_critical import Reward, advantages, draw, self_critical_loss
 from nic_model.show_tell import Captions
 from nic_model.vocabulary import Vocabulary, sentence
 
 logger = logging.getLogger("nic_model.train")
-
-METRICS = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider")
 
 
 @dataclass(frozen=True)
@@ -87,7 +81,12 @@ class Training:
         return [
             Phase("frozen", c.frozen_epochs, c.learning_rate),
             Phase("fine-tuning", c.fine_tune_epochs, c.fine_tune_learning_rate, c.encoder_learning_rate),
-            Phase("self-critical", c.self_critical_epochs, c.self_critical_learning_rate),
+            Phase(
+                "self-critical",
+                c.self_critical_epochs,
+                c.self_critical_learning_rate,
+                c.self_critical_encoder_learning_rate or None,
+            ),
         ]
 
     def run(self) -> None:
@@ -145,9 +144,9 @@ class Training:
         batches = shuffled(len(self.train), config.batch_size, config.seed, epoch)
         inputs, encode = self._inputs(phase, epoch, batches)
         self_critical = phase.name == "self-critical"
-        # Self-critical training is on-policy: what draws the captions should be what learns from them, so no dropout,
-        # unless it learns from the true captions too.
-        self.model.train(not self_critical or config.likelihood_weight > 0)
+        # Self-critical training, too, has the dropout that the configuration says: with none what draws the captions is
+        # what learns from them, as the paper has it; with some it learns the training images less by heart.
+        self.model.train()
         # Only now, for what is computed once drew numbers too. It makes dropout repeat after a resume.
         torch.manual_seed(hash((config.seed, epoch)) % 2**63)
         total, count = 0.0, 0
@@ -205,7 +204,8 @@ class Training:
 
     @cached_property
     def _reward(self) -> Reward:
-        return Reward([e.captions for e in self.train], self.model.vocabulary, self.config.bleu_weight)
+        config, captions = self.config, [example.captions for example in self.train]
+        return Reward(captions, self.model.vocabulary, config.bleu_weight, config.fluency_weight)
 
     def _misheard(self, features: torch.Tensor, captions: Captions) -> Captions:
         """Scheduled sampling in two passes (Mihaylova and Martins, arXiv 1906.07651): some of the words that the
@@ -253,7 +253,11 @@ class Training:
         for features in self._dev_features.split(100):
             found = beam_search(self.averaged.decoder, features.float().to(self.device), self.decode)
             captions += [sentence(self.model.vocabulary.decode(best.tokens)) for best, *_ in found]
-        return score(captions, [example.captions for example in self.dev]), captions
+        return score(captions, self._dev_references), captions
+
+    @cached_property
+    def _dev_references(self) -> References:
+        return References([example.captions for example in self.dev])
 
     def _optimizer(self, phase: Phase) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
         """AdamW over what the phase trains; the rate rises over a tenth of the phase and falls to 0 by a cosine."""
@@ -339,15 +343,3 @@ class Training:
             csv.writer(file).writerows(
                 [("image_id", "caption"), *zip((e.image_id for e in self.dev), captions, strict=True)]
             )
-
-
-def score(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """METRICS of the captions, 0 to 100, each against its references."""
-    pairs = [(tokenize(c), [tokenize(r) for r in rs]) for c, rs in zip(captions, references, strict=True)]
-    frequencies = document_frequencies(theirs for _, theirs in pairs)
-    figures = (
-        *corpus_bleu(*zip(*pairs, strict=True)),
-        fmean(rouge_l(*pair) for pair in pairs),
-        fmean(cider(ours, reference_vectors(theirs, frequencies), frequencies) for ours, theirs in pairs),
-    )
-    return dict(zip(METRICS, figures, strict=True))

@@ -10,16 +10,19 @@ from nic_model.vocabulary import Vocabulary
 from tests.tiny import CONFIG, WORDS, tiny_model_directory
 
 
-@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
-def test_weights_are_the_weighted_mean(tmp_path: Path, share: float) -> None:
-    first, second = (tiny_model_directory(tmp_path, seed) for seed in (0, 1))
+@pytest.mark.parametrize("shares", [(1.0,), (1.0, 0.0), (0.25, 0.75), (0.0, 3.0), (1.0, 1.0, 2.0), None])
+def test_weights_are_the_weighted_mean(tmp_path: Path, shares: tuple[float, ...] | None) -> None:
+    models = [tiny_model_directory(tmp_path, seed=seed) for seed in range(len(shares or (1, 1, 1)))]
     out = tmp_path / "out"
-    assert average.main([str(first), str(second), "--share", str(share), "--out", str(out)]) == 0
-    ours, theirs, both = (load_file(folder / "model.safetensors") for folder in (first, second, out))
-    for name, weights in both.items():
-        mean = ((1 - share) * ours[name].double() + share * theirs[name].double()).half()
-        assert (weights - mean).abs().max() <= 1e-3 * max(1, mean.abs().max())
-        assert share not in (0, 1) or weights.equal((ours, theirs)[int(share)][name])
+    given = ["--shares", *map(str, shares)] if shares else []
+    assert average.main([*map(str, models), *given, "--out", str(out)]) == 0
+    parts = [load_file(folder / "model.safetensors") for folder in models]
+    relative = [share / sum(shares or (1, 1, 1)) for share in shares or (1, 1, 1)]
+    for name, weights in load_file(out / "model.safetensors").items():
+        mean = sum(share * part[name].double() for share, part in zip(relative, parts, strict=True))
+        assert (weights - mean.half()).abs().max() <= 1e-3 * max(1, mean.abs().max())
+        for share, part in zip(relative, parts, strict=True):
+            assert share != 1 or weights.equal(part[name])
 
 
 def test_models_must_be_alike(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -31,5 +34,20 @@ def test_models_must_be_alike(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         save_model(other, CaptionModel(config, Vocabulary(words)), DecodeConfig(), {})
         assert average.main([str(first), str(other), "--out", str(tmp_path / "out")]) == 2
         assert message in capsys.readouterr().err
-    assert average.main([str(first), str(first), "--share", "2", "--out", str(tmp_path / "out")]) == 2
-    assert "--share 2.0: must be from 0 to 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("shares", "message"),
+    [
+        (["2"], "--shares: 1 of them for 2 models; give one for each"),
+        (["1", "-1"], "--shares 1.0 -1.0: must be at least 0, and not all 0"),
+        (["0", "0"], "--shares 0.0 0.0: must be at least 0, and not all 0"),
+        (["1", "nan"], "--shares 1.0 nan: must be at least 0, and not all 0"),
+    ],
+)
+def test_bad_shares_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], shares: list[str], message: str
+) -> None:
+    model = str(tiny_model_directory(tmp_path))
+    assert average.main([model, model, "--shares", *shares, "--out", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err == f"error: {message}\n"

@@ -39,6 +39,23 @@ def test_a_caption_that_breaks_off_is_worth_less() -> None:
     assert whole > broken > 0
 
 
+@pytest.mark.parametrize(
+    ("caption", "share"),
+    [
+        ("a man on the beach", 0 / 4),  # its end is a word too
+        ("a man on the", 1 / 3),
+        ("a red dog runs", 3 / 3),  # of one image's captions, though of three of them
+        ("a man", 1 / 1),
+        ("dog", 1),
+    ],
+)
+def test_odd_trigrams_cost(caption: str, share: float) -> None:
+    references = [["a man on the beach", "a red dog runs", "a red dog runs"], ["a man on the beach", "A red hat ."]]
+    plain, fluent = (Reward(references, VOCABULARY, fluency_weight=weight) for weight in (0.0, 2.0))
+    tokens = VOCABULARY.encode(caption)
+    assert plain(0, tokens) - fluent(0, tokens) == pytest.approx(2.0 * share)
+
+
 @pytest.mark.parametrize("kind", ["show_tell", "soft", "hard"])
 def test_the_greedy_caption_has_no_advantage(kind: str) -> None:
     """Where the model draws what it would say anyway, it learns nothing."""
