@@ -32,6 +32,8 @@ MANIFESTS = (".csv", ".jsonl", ".ndjson")
 # What a listing holds, and a manifest of uris.
 LISTED = T.StructType([f for f in tables.IMAGES if f.name != "content"])
 
+START_PATIENCE_SECONDS = 15.0
+
 # A listing of S3 is parted into about so many, where there are folders to part it by.
 LISTINGS = 64
 
@@ -119,7 +121,9 @@ class ImageObjects:
     def check(self) -> None:
         """Raises ValueError where the bucket cannot be listed, or has nothing there."""
         try:
-            found = any(page for page in storage.list_objects(*self._place(), self.access))
+            # Who has mistyped the server's name should not wait for it.
+            access = replace(self.access, patience=START_PATIENCE_SECONDS)
+            found = any(page for page in storage.list_objects(*self._place(), access))
         except SystemicError as error:
             raise ValueError(f"--images {self.location}: {error}") from None
         if not found:

@@ -7,12 +7,14 @@ Executors run this: there is no Spark in it. Endpoint, region, profile, role and
 import functools
 import hashlib
 import os
+import random
 import tempfile
+import time
 import urllib.parse
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -21,9 +23,9 @@ from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
-    ConnectTimeoutError,
+    ConnectionError,
     CredentialRetrievalError,
-    EndpointConnectionError,
+    HTTPClientError,
     IncompleteReadError,
     NoCredentialsError,
     PartialCredentialsError,
@@ -35,9 +37,13 @@ from botocore.exceptions import (
 # Beyond this an image file is not read at all: no photograph is that large, but a film or a disk image named .jpg is.
 MAX_BYTES = 256 * 1024 * 1024
 
-# A request that fails for the moment (503 SlowDown, a reset, a time-out) is tried this often, with growing random
-# pauses: if a third of all requests fail, one in half a million is given up.
+# A request that fails for the moment (503 SlowDown, a reset, a time-out) is sent again, with growing random pauses:
+# this often (if a third of all requests fail, one in half a million fails so often), then until it has failed so often
+# while the server answered another, or for so long where that answers nobody.
 TRIES = 12
+FAILS_ALONE = 3
+PAUSE_SECONDS = 20.0  # at most, between two of them
+PATIENCE_SECONDS = 120.0
 CONNECT_SECONDS = 5
 READ_SECONDS = 20
 BODY_TRIES = 4  # a body that breaks off is asked for anew
@@ -53,6 +59,12 @@ SYSTEMIC = frozenset({
     "InvalidClientTokenId",
 })  # fmt: skip
 DENIED = frozenset({"AccessDenied", "AllAccessDisabled", "403", "Forbidden"})
+
+
+TRANSIENT = frozenset({
+    "SlowDown", "Throttling", "ThrottlingException", "ThrottledException", "RequestThrottled", "RequestLimitExceeded",
+    "TooManyRequestsException", "BandwidthLimitExceeded", "RequestTimeout", "InternalError", "ServiceUnavailable",
+})  # fmt: skip
 
 
 class ObjectError(Exception):
@@ -74,6 +86,7 @@ class Access:
 
     endpoint: str | None = None
     local: bool = False  # whether `file:` uris and paths are read
+    patience: float = PATIENCE_SECONDS  # how long a server that answers nobody is waited for
 
 
 @dataclass(frozen=True)
@@ -93,13 +106,14 @@ def client(access: Access, threads: int = 16) -> Any:
 @functools.lru_cache(maxsize=4)
 def _client(endpoint: str | None, threads: int, _: int) -> Any:
     try:
-        # `standard` backs off with jitter; `adaptive` would add a rate limit on this side, which a server that fails
-        # at random drives down to a request every two seconds.
+        # It sends nothing again by itself: `standard` would, but only until all threads together had some 35 to 100
+        # failures, which a minute of SlowDown gives, and after that each image failed at its first; `adaptive` adds a
+        # limit on this side's rate, which a server that fails at random drives down to a request every two seconds.
         return boto3.client(
             "s3",
             endpoint_url=endpoint,
             config=Config(
-                retries={"mode": "standard", "total_max_attempts": TRIES},
+                retries={"mode": "standard", "total_max_attempts": 1},
                 connect_timeout=CONNECT_SECONDS,
                 read_timeout=READ_SECONDS,
                 max_pool_connections=threads,
@@ -115,6 +129,46 @@ def forget_clients() -> None:
     """The next one reads the AWS configuration anew."""
     _client.cache_clear()
     boto3.DEFAULT_SESSION = None
+
+
+def ask(access: Access, bucket: str, operation: str, **parameters: Any) -> Any:
+    """The answer to one request about `bucket`, sent again while the server fails for the moment.
+
+    Raises ObjectError, also where the server answers others and not this one; SystemicError where it answers nobody.
+    """
+    asked, begun, alone = getattr(client(access), operation), time.monotonic(), 0
+    for tried in count(1):
+        try:
+            return asked(Bucket=bucket, **parameters)
+        except (BotoCoreError, ClientError) as error:
+            problem = classify(error, bucket)
+            if not is_transient(error):
+                raise problem from None
+        waited = time.monotonic() - begun
+        alone += tried >= TRIES and _answers(access, bucket)
+        if alone == FAILS_ALONE:
+            raise ObjectError("fetch_error", f"{problem} ({tried} tries)")
+        if waited >= access.patience:
+            raise SystemicError(f"s3://{bucket}: {problem} ({tried} tries in {waited:.0f} s)")
+        time.sleep(random.uniform(0, min(PAUSE_SECONDS, 2.0**tried / 4)))
+    raise AssertionError("unreachable")
+
+
+def is_transient(error: BotoCoreError | ClientError) -> bool:
+    """Whether the same request may be answered a moment later."""
+    if isinstance(error, ClientError):
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        return status >= 500 or status == 429 or error.response["Error"].get("Code") in TRANSIENT
+    return isinstance(error, ConnectionError | HTTPClientError)
+
+
+def _answers(access: Access, bucket: str) -> bool:
+    """Whether the server answers at all, were it to refuse."""
+    try:
+        client(access).head_bucket(Bucket=bucket)
+    except (BotoCoreError, ClientError) as error:
+        return not is_transient(error)
+    return True
 
 
 def split_uri(uri: str) -> tuple[str, str]:
@@ -167,10 +221,7 @@ class Download:
             raise ObjectError("fetch_error", f"{type(error).__name__}: {getattr(error, 'strerror', error)}") from None
 
     def _open_object(self) -> None:
-        try:
-            answer = client(self.access).get_object(Bucket=self.bucket, Key=self.key)
-        except (BotoCoreError, ClientError) as error:
-            raise classify(error, self.bucket) from None
+        answer = ask(self.access, self.bucket, "get_object", Key=self.key)
         self._body, self.size = answer["Body"], answer["ContentLength"]
         etag = answer["ETag"].strip('"')
         # Of an object stored in parts, or encrypted with a key of KMS, the ETag is no hash of the content.
@@ -204,8 +255,6 @@ def classify(error: Exception, bucket: str) -> ObjectError | SystemicError:
         return ObjectError("fetch_error", text, denied=code in DENIED)
     if isinstance(error, NoCredentialsError | PartialCredentialsError | CredentialRetrievalError | ProfileNotFound):
         return SystemicError(f"s3://{bucket}: {_one_line(error)}")
-    if isinstance(error, EndpointConnectionError | ConnectTimeoutError):
-        return SystemicError(f"s3://{bucket}: {_one_line(error)} ({TRIES} tries)")
     return ObjectError("fetch_error", _one_line(error))
 
 
@@ -218,19 +267,23 @@ def list_objects(bucket: str, prefix: str, access: Access, delimiter: str = "") 
 
     Raises SystemicError where listing is refused.
     """
-    pages = client(access).get_paginator("list_objects_v2")
-    try:
-        for page in pages.paginate(Bucket=bucket, Prefix=prefix, Delimiter=delimiter):
-            # A key that ends in / is the marker of a folder.
-            yield [
-                Listed(entry["Key"], entry["ETag"].strip('"'), entry["Size"])
-                for entry in page.get("Contents", [])
-                if not entry["Key"].endswith("/")
-            ]
-            yield [entry["Prefix"] for entry in page.get("CommonPrefixes", [])]
-    except (BotoCoreError, ClientError) as error:
-        reason = str(classify(error, bucket)).removeprefix(f"s3://{bucket}: ")
-        raise SystemicError(f"s3://{bucket}/{prefix}: {reason}") from None
+    parameters = {"Prefix": prefix, "Delimiter": delimiter}
+    while True:
+        try:
+            page = ask(access, bucket, "list_objects_v2", **parameters)
+        except (ObjectError, SystemicError) as error:
+            reason = str(error).removeprefix(f"s3://{bucket}: ")
+            raise SystemicError(f"s3://{bucket}/{prefix}: {reason}") from None
+        # A key that ends in / is the marker of a folder.
+        yield [
+            Listed(entry["Key"], entry["ETag"].strip('"'), entry["Size"])
+            for entry in page.get("Contents", [])
+            if not entry["Key"].endswith("/")
+        ]
+        yield [entry["Prefix"] for entry in page.get("CommonPrefixes", [])]
+        if not page.get("IsTruncated"):
+            return
+        parameters["ContinuationToken"] = page["NextContinuationToken"]
 
 
 def split_listing(bucket: str, prefix: str, access: Access, wanted: int) -> list[tuple[str, str]]:

@@ -12,16 +12,19 @@ SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your request ra
 
 
 class Flaky(ThreadingHTTPServer):
-    """`failing` is the share of requests that get a 503; each of the next `hangs` requests gets no answer for
-    `seconds`. Counts what it does."""
+    """Each of the first `hangs` requests gets no answer for `seconds`. Of others the first `outage` get a 503, then
+    the share `failing`, and always those of paths that end in `broken`. Counts what it does."""
 
     daemon_threads = True
 
-    def __init__(self, upstream: int, failing: float = 0.0, hangs: int = 0, seconds: float = 0.0) -> None:
+    def __init__(
+        self, upstream: int, failing: float = 0.0, hangs: int = 0, seconds: float = 0.0, outage: int = 0,
+        broken: str = "\n",
+    ) -> None:  # fmt: skip
         super().__init__(("127.0.0.1", 0), _Handler)
         self.upstream, self.failing, self.hangs, self.seconds = upstream, failing, hangs, seconds
         self.failed = self.hung = self.passed = 0
-        self.lock, self.random = threading.Lock(), random.Random(0)
+        self.outage, self.broken, self.lock, self.random = outage, broken, threading.Lock(), random.Random(0)
 
     @property
     def endpoint(self) -> str:
@@ -35,7 +38,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         with self.server.lock:
             hang, self.server.hangs = self.server.hangs > 0, max(0, self.server.hangs - 1)
-            fail = not hang and self.server.random.random() < self.server.failing
+            fail = not hang and self._fails()
             self.server.hung += hang
             self.server.failed += fail
             self.server.passed += not fail
@@ -45,7 +48,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(503, {"Content-Type": "application/xml"}, SLOW_DOWN)
             return
         upstream = http.client.HTTPConnection("127.0.0.1", self.server.upstream)
-        upstream.putrequest("GET", self.path, skip_host=True, skip_accept_encoding=True)
+        upstream.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
         for name, value in self.headers.items():
             upstream.putheader(name, value)  # the host too, which the client has signed
         upstream.endheaders()
@@ -55,6 +58,14 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(answer.status, headers, answer.read())
         upstream.close()
 
+    def _fails(self) -> bool:
+        server = self.server
+        chance = server.random.random() < server.failing
+        return chance or server.failed < server.outage or self.path.endswith(server.broken)
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
     def _answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
         try:
             self.send_response(status)
@@ -62,7 +73,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self.send_header(name, value)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            self.wfile.write(body)
+            if self.command != "HEAD":
+                self.wfile.write(body)
         except OSError:
             self.close_connection = True  # who asked has given up waiting
 
@@ -71,7 +83,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def flaky(upstream: int, **behaviour: float) -> Iterator[Flaky]:
+def flaky(upstream: int, **behaviour: float | str) -> Iterator[Flaky]:
     """See Flaky; `upstream` is a port on this machine."""
     server = Flaky(upstream, **behaviour)  # type: ignore[arg-type]
     thread = threading.Thread(target=server.serve_forever, daemon=True)

@@ -22,13 +22,16 @@ from tests.nic_model.test_captioner import photographs
 from tests.tiny import tiny_model_directory
 
 REFUSED = "fetch_error"
+NO_KEYS = ("nobody", "")
 
 
 @contextmanager
 def configured(s3: Seaweed, *identity: str) -> Iterator[None]:
-    """This process's AWS configuration is that of the reader, or of another `identity`."""
+    """This process's AWS configuration is that of the reader, or of another `identity`; or it has no keys."""
     before = dict(os.environ)
     os.environ.update(s3.environment(*identity))
+    if identity == NO_KEYS:
+        os.environ["AWS_SHARED_CREDENTIALS_FILE"] = str(s3.folder / "no-credentials")
     storage.forget_clients()
     try:
         yield
@@ -134,7 +137,7 @@ def rows(s3: Seaweed, count: int, size: int = 1000) -> list[executor.Row]:
     return [{"image_id": str(n), "uri": f"s3://photos/many/{n}", "content": None} for n in range(count)]
 
 
-@pytest.mark.parametrize("behaviour", [{"failing": 1 / 3}, {"hangs": 4, "seconds": 3.0}])
+@pytest.mark.parametrize("behaviour", [{"failing": 1 / 3}, {"hangs": 40, "seconds": 3.0}])
 def test_a_slow_server_loses_nothing(s3: Seaweed, behaviour: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "READ_SECONDS", 1)
     wanted = rows(s3, 60)
@@ -145,6 +148,26 @@ def test_a_slow_server_loses_nothing(s3: Seaweed, behaviour: dict[str, float], m
     assert [row["image_id"] for row, _ in found] == [row["image_id"] for row in wanted]
     assert [content for _, content in found] == [bytes([number % 256]) * 1000 for number in range(60)]
     assert server.failed + server.hung >= 4
+
+
+def test_an_outage_is_waited_for(s3: Seaweed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many requests fail meanwhile: more than one image's TRIES, and than botocore would send again."""
+    monkeypatch.setattr(storage, "PAUSE_SECONDS", 0.1)
+    wanted = rows(s3, 40)
+    with configured(s3), flaky(s3.ports[0], outage=400) as server:
+        found = list(fetch_ahead((dict(row) for row in wanted), Access(server.endpoint)))
+    assert [content for _, content in found] == [bytes([number]) * 1000 for number in range(40)]
+    assert server.failed == 400
+
+
+def test_one_broken_object_is_a_row(s3: Seaweed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of which the server says that it fails for the moment, for ever."""
+    monkeypatch.setattr(storage, "PAUSE_SECONDS", 0.1)
+    wanted = rows(s3, 5)
+    with configured(s3), flaky(s3.ports[0], broken="/many/3") as server:
+        found = [content for _, content in fetch_ahead(wanted, Access(server.endpoint))]
+    assert found[3] == Failure("fetch_error", "SlowDown: Please reduce your request rate. (14 tries)")
+    assert all(isinstance(content, bytes) for content in found[:3] + found[4:])
 
 
 def test_too_large_is_known_before_it_is_read(s3: Seaweed, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,6 +183,7 @@ def test_too_large_is_known_before_it_is_read(s3: Seaweed, monkeypatch: pytest.M
     [
         (("reader-key", "wrong"), "photos", "SignatureDoesNotMatch"),
         (("nobody", "wrong"), "photos", "InvalidAccessKeyId"),
+        (NO_KEYS, "photos", "NoCredentialsError: Unable to locate credentials"),
         ((), "nothing-here", "AccessDenied"),  # as S3 answers who may not know whether there is such a bucket
         (("admin-key", "admin-secret"), "nothing-here", "NoSuchBucket"),
         ((), "locked", "access denied to each of 3 objects tried"),
@@ -199,9 +223,8 @@ def test_executors_without_keys_stop_the_run(
     assert not out.exists()
 
 
-def test_a_server_that_is_away_is_the_runs_problem(s3: Seaweed, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "TRIES", 2)
+def test_a_server_that_is_away_is_the_runs_problem(s3: Seaweed) -> None:
     with configured(s3), pytest.raises(SystemicError, match="EndpointConnectionError"):
-        Download("s3://photos/a.png", Access("http://127.0.0.1:9"))
+        Download("s3://photos/a.png", Access("http://127.0.0.1:9", patience=1))
     with configured(s3), pytest.raises(ObjectError, match="NoSuchKey"):
         Download("s3://photos/a.png", Access(s3.endpoint))
