@@ -114,10 +114,10 @@ def normalise(pixels: torch.Tensor, mean: tuple[float, ...], std: tuple[float, .
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         # Pillow's own conversion clips these to 255 and leaves a white page.
-        samples = np.asarray(image).astype(np.float32)
+        samples = np.nan_to_num(np.asarray(image).astype(np.float32), posinf=0, neginf=0)
         sixteen_bit = image.mode != "F" and samples.max() <= 65535
         top = 65535.0 if sixteen_bit else max(1.0, float(samples.max()))
-        return Image.fromarray(np.clip(samples * (255 / top), 0, 255).astype(np.uint8)).convert("RGB")
+        return Image.fromarray((np.clip(samples, 0, top) * (255 / top)).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         page = Image.new("RGB", image.size, "white")

@@ -6,10 +6,12 @@ import struct
 import zlib
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from jobs.common import executor, storage
 from jobs.common.executor import INPUT, caption_batches, fetch
@@ -28,15 +30,63 @@ TIFF = encode(opened(PHOTO).resize((40, 30)), "TIFF")
 WEBP = encode(opened(PHOTO).resize((40, 30)), "WEBP")
 
 
+UNKNOWN = "not an image in a known format (JPEG, PNG, GIF, WEBP, BMP, TIFF)"
+
+
 def huge_gif() -> bytes:
     return b"GIF89a" + struct.pack("<HH", 65_535, 65_535) + GIF[10:]
+
+
+def gif_beyond_its_screen() -> bytes:
+    """A screen of 40 x 30, and on it a frame of 65,535 x 65,535."""
+    frame = GIF.index(b",\0\0\0\0")
+    return GIF[: frame + 5] + struct.pack("<HH", 65_535, 65_535) + GIF[frame + 9 :]
+
+
+def endless_gif(frames: int = 20_000) -> bytes:
+    """A good first frame, then the same again and again, and no end."""
+    frame = GIF.index(b",\0\0\0\0")
+    return GIF[:-1] + GIF[frame:-1] * frames
+
+
+def animated(form: str) -> bytes:
+    frames = [opened(PHOTO).resize((40, 30)).rotate(angle) for angle in range(0, 90, 10)]
+    return encode(frames[0], form, save_all=True, append_images=frames[1:])
+
+
+def png_with(kind: bytes, body: bytes) -> bytes:
+    """A good PNG with one more chunk before its pixels."""
+    chunk = struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    return PNG[:33] + chunk + PNG[33:]
+
+
+def png_with_a_wrong_checksum() -> bytes:
+    return PNG[:29] + bytes(4) + PNG[33:]
+
+
+def tiff_with(tag: int, value: int) -> bytes:
+    """A TIFF whose entry `tag` says `value`."""
+    (directory,) = struct.unpack_from("<I", TIFF, 4)
+    (entries,) = struct.unpack_from("<H", TIFF, directory)
+    for at in range(directory + 2, directory + 2 + 12 * entries, 12):
+        if struct.unpack_from("<H", TIFF, at)[0] == tag:
+            return TIFF[: at + 2] + struct.pack("<HII", 4, 1, value) + TIFF[at + 12 :]
+    raise ValueError(f"no tag {tag}")
+
+
+def jpeg_with_exif(exif: bytes) -> bytes:
+    body = b"Exif\0\0" + exif
+    return PHOTO[:2] + b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body + PHOTO[2:]
 
 
 def huge_bmp() -> bytes:
     return BMP[:18] + struct.pack("<ii", 100_000, 100_000) + BMP[26:]
 
 
-# name: image_id, status, words of the message
+# Orientation 99, big-endian: one entry of kind SHORT, and no further directory.
+EXIF_99 = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x63\0\0" + bytes(4)
+
+# name: image_id, words of the message; all of them invalid_id
 IDS = {
     "null": (None, "image_id is null"),
     "empty": ("", "image_id is empty"),
@@ -92,45 +142,67 @@ URIS = {
     "bucket with a query": ("s3://bucket?x=/a.jpg", "is no bucket's name"),
 }
 
-# name: content, status, words of the message
+# name: content, status, words of the message. Some are good behind a hostile look.
 CONTENTS = {
     "empty": (b"", "decode_error", "the file is empty"),
-    "one byte": (b"\xff", "decode_error", ""),
-    "zeros": (bytes(1000), "decode_error", ""),
-    "text": (b"This is not a photograph.\n", "decode_error", ""),
-    "HTML": (b"<!DOCTYPE html><title>404</title>", "decode_error", ""),
-    "XML of S3": (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "decode_error", ""),
-    "SVG": (b'<svg viewBox="0 0 9 9"><circle r="9"/></svg>', "decode_error", ""),
-    "PDF": (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n", "decode_error", ""),
-    "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n", "decode_error", ""),
-    "zip": (b"PK\x03\x04" + bytes(100), "decode_error", ""),
-    "gzip": (b"\x1f\x8b\x08" + bytes(100), "decode_error", ""),
-    "ELF": (b"\x7fELF" + bytes(100), "decode_error", ""),
-    "pickle": (b"\x80\x04cos\nsystem\n(S'true'\ntR.", "decode_error", ""),
-    "MP4": (b"\0\0\0\x18ftypmp42" + bytes(100), "decode_error", ""),
-    "HEIC": (b"\0\0\0\x18ftypheic" + bytes(100), "decode_error", ""),
-    "AVIF": (b"\0\0\0\x18ftypavif" + bytes(100), "decode_error", ""),
-    "ICO": (b"\0\0\1\0\1\0\x10\x10" + bytes(100), "decode_error", ""),
-    "PSD": (b"8BPS\0\1" + bytes(100), "decode_error", ""),
-    "PPM": (b"P6 1 1 255 \xff\0\0", "decode_error", ""),
-    "half a JPEG": (PHOTO[: len(PHOTO) // 2], "decode_error", ""),
-    "head of a JPEG": (PHOTO[:2], "decode_error", ""),
+    "one byte": (b"\xff", "decode_error", UNKNOWN),
+    "zeros": (bytes(1000), "decode_error", UNKNOWN),
+    "text": (b"This is not a photograph.\n", "decode_error", UNKNOWN),
+    "HTML": (b"<!DOCTYPE html><title>404</title>", "decode_error", UNKNOWN),
+    "XML of S3": (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "decode_error", UNKNOWN),
+    "SVG": (b'<svg viewBox="0 0 9 9"><circle r="9"/></svg>', "decode_error", UNKNOWN),
+    "PDF": (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n", "decode_error", UNKNOWN),
+    "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n", "decode_error", UNKNOWN),
+    "zip": (b"PK\x03\x04" + bytes(100), "decode_error", UNKNOWN),
+    "gzip": (b"\x1f\x8b\x08" + bytes(100), "decode_error", UNKNOWN),
+    "ELF": (b"\x7fELF" + bytes(100), "decode_error", UNKNOWN),
+    "pickle": (b"\x80\x04cos\nsystem\n(S'true'\ntR.", "decode_error", UNKNOWN),
+    "MP4": (b"\0\0\0\x18ftypmp42" + bytes(100), "decode_error", UNKNOWN),
+    "HEIC": (b"\0\0\0\x18ftypheic" + bytes(100), "decode_error", UNKNOWN),
+    "AVIF": (b"\0\0\0\x18ftypavif" + bytes(100), "decode_error", UNKNOWN),
+    "ICO": (b"\0\0\1\0\1\0\x10\x10" + bytes(100), "decode_error", UNKNOWN),
+    "PSD": (b"8BPS\0\1" + bytes(100), "decode_error", UNKNOWN),
+    "PPM": (b"P6 1 1 255 \xff\0\0", "decode_error", UNKNOWN),
+    "half a JPEG": (PHOTO[: len(PHOTO) // 2], "decode_error", "image file is truncated"),
+    "head of a JPEG": (PHOTO[:2], "decode_error", UNKNOWN),
     "lying JPEG": (lying_jpeg(PHOTO), "too_large", "far too many pixels; at most 105000000 are decoded"),
     "bomb": (bomb_png(), "too_large", "far too many pixels"),
-    "half a PNG": (PNG[: len(PNG) // 2], "decode_error", ""),
-    "head of a PNG": (PNG[:8], "decode_error", ""),
-    "PNG without pixels": (png(40, 30, 8, 2, b""), "decode_error", ""),
-    "PNG of no size": (png(0, 0, 8, 2, zlib.compress(b"")), "decode_error", ""),
-    "PNG of an unknown colour": (png(4, 4, 8, 5, zlib.compress(bytes(100))), "decode_error", ""),
-    "PNG with too few pixels": (png(400, 300, 8, 2, zlib.compress(bytes(100))), "decode_error", ""),
-    "PNG that is no zlib": (png(4, 4, 8, 2, b"not zlib"), "decode_error", ""),
-    "half a GIF": (GIF[: len(GIF) // 2], "decode_error", ""),
+    "half a PNG": (PNG[: len(PNG) // 2], "decode_error", "image file is truncated"),
+    "head of a PNG": (PNG[:8], "decode_error", UNKNOWN),
+    "PNG without pixels": (png(40, 30, 8, 2, b""), "decode_error", "image file is truncated"),
+    "PNG of no size": (png(0, 0, 8, 2, zlib.compress(b"")), "decode_error", UNKNOWN),
+    "PNG of an unknown colour": (png(4, 4, 8, 5, zlib.compress(bytes(100))), "decode_error", UNKNOWN),
+    "PNG with too few pixels": (
+        png(400, 300, 8, 2, zlib.compress(bytes(100))),
+        "decode_error",
+        "image file is truncated",
+    ),
+    "PNG that is no zlib": (png(4, 4, 8, 2, b"not zlib"), "decode_error", "broken data stream"),
+    "half a GIF": (GIF[: len(GIF) // 2], "decode_error", "image file is truncated"),
     "huge GIF": (huge_gif(), "too_large", "far too many pixels"),
-    "half a BMP": (BMP[: len(BMP) // 2], "decode_error", ""),
+    "half a BMP": (BMP[: len(BMP) // 2], "decode_error", "image file is truncated"),
     "huge BMP": (huge_bmp(), "too_large", "far too many pixels"),
-    "half a TIFF": (TIFF[: len(TIFF) // 2], "decode_error", ""),
-    "half a WebP": (WEBP[: len(WEBP) // 2], "decode_error", ""),
-    "head of a WebP": (WEBP[:12], "decode_error", ""),
+    "half a TIFF": (TIFF[: len(TIFF) // 2], "decode_error", "image file is truncated"),
+    "half a WebP": (WEBP[: len(WEBP) // 2], "decode_error", "could not create decoder object"),
+    "head of a WebP": (WEBP[:12], "decode_error", UNKNOWN),
+    "108 megapixels": (png(12_000, 9_000, 8, 2, zlib.compress(b"")), "too_large", "12000 x 9000 pixels; at most"),
+    "one pixel high": (png(2**31 - 1, 1, 8, 2, zlib.compress(b"")), "too_large", "far too many pixels"),
+    "GIF beyond its screen": (gif_beyond_its_screen(), "too_large", "far too many pixels"),
+    "TIFF of a huge width": (tiff_with(256, 2**31 - 1), "too_large", "far too many pixels"),
+    "TIFF that points beyond its end": (tiff_with(273, 2**31 - 1), "decode_error", "image file is truncated"),
+    "TIFF of an unknown compression": (tiff_with(259, 60_000), "decode_error", UNKNOWN),
+    "PNG with a wrong checksum": (png_with_a_wrong_checksum(), "decode_error", UNKNOWN),
+    "bomb of text": (png_with(b"zTXt", b"a\0\0" + zlib.compress(bytes(80 << 20), 9)), "decode_error", "too large"),
+    "endless GIF": (endless_gif(), "ok", ""),
+    "animated PNG": (animated("PNG"), "ok", ""),
+    "animated WebP": (animated("WEBP"), "ok", ""),
+    "TIFF of what are no numbers": (encode(Image.fromarray(np.full((3, 4), np.nan, np.float32)), "TIFF"), "ok", ""),
+    "TIFF of many pages": (animated("TIFF"), "ok", ""),
+    "bomb of a profile": (png_with(b"iCCP", b"a\0\0" + zlib.compress(bytes(80 << 20), 9)), "decode_error", "too large"),
+    "profile that is none": (png_with(b"iCCP", b"a\0\0" + zlib.compress(b"none")), "ok", ""),
+    "EXIF that is none": (jpeg_with_exif(b"II*\0" + b"\xff" * 40), "ok", ""),
+    "EXIF of an unknown orientation": (jpeg_with_exif(EXIF_99), "ok", ""),
+    "bytes after the end": (PHOTO + b"PK\x03\x04" + bytes(1000), "ok", ""),
 }
 
 
@@ -213,6 +285,22 @@ def test_fuzz_images(content: bytes) -> None:
     except ImageError as error:
         shape = (3, 32, 32) if error.status in ("decode_error", "too_large") else ()
     assert shape == (3, 32, 32)
+
+
+@settings(fuzz, max_examples=max(1, FUZZ_CASES // 20))
+@given(st.lists(st.tuples(st.text(max_size=8), st.one_of(damaged(), st.sampled_from(SEEDS))), max_size=20))
+def test_fuzz_rows(captioner: Captioner, images: list[tuple[str, bytes]]) -> None:
+    """A row for each, in order, and what is said of it agrees with itself."""
+    given_rows = [{"image_id": image_id, "content": content, "attempts": 1} for image_id, content in images]
+    batch = pa.RecordBatch.from_pylist(given_rows, schema=INPUT)
+    found = [row for out in caption_batches([batch], captioner) for row in out.to_pylist()]
+    assert [row["image_id"] for row in found] == [image_id for image_id, _ in images]
+    for row, (image_id, content) in zip(found, images, strict=True):
+        good = row["status"] == "ok"
+        assert good or row["status"] in ("invalid_id", "decode_error", "too_large")
+        assert (row["status"] == "invalid_id") == (executor.check_id(image_id) is not None)
+        assert good == (row["caption"] is not None) == (row["error_message"] is None)
+        assert good or content not in SEEDS or row["status"] == "invalid_id"
 
 
 TEXT = st.one_of(st.none(), st.text(max_size=40), st.sampled_from(["s3://", "s3://b/", "file:///", "../", "s3a://b"]))
