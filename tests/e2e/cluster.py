@@ -8,7 +8,8 @@ import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,28 +17,66 @@ START_SECONDS = 120
 STOP_SECONDS = 10
 
 
+@dataclass
+class Cluster:
+    """A master and its workers. A worker that was killed can be started again."""
+
+    folder: Path
+    cores: int = 1
+    memory: str = "2g"
+    worker_env: dict[str, str] = field(default_factory=dict)
+    workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    ports: list[int] = field(default_factory=lambda: free_ports(2))
+
+    @property
+    def url(self) -> str:
+        return f"spark://127.0.0.1:{self.ports[0]}"
+
+    def start(self, workers: int) -> None:
+        port, web_port = self.ports
+        options = ["--host", "127.0.0.1", "--port", str(port), "--webui-port", str(web_port)]
+        self.master = _daemon(self.folder / "master", "master.Master", options)
+        self.workers = [self._start_worker(number) for number in range(workers)]
+        self.await_workers()
+
+    def restart_worker(self, number: int) -> None:
+        """Starts it again after it has ended. Its executors find out by themselves."""
+        self.workers[number].wait(STOP_SECONDS)
+        self.workers[number] = self._start_worker(number)
+
+    def _start_worker(self, number: int) -> subprocess.Popen[bytes]:
+        home = self.folder / f"worker-{number}"
+        options = ["--host", "127.0.0.1", "--port", "0", "--webui-port", "0", "--cores", str(self.cores)]
+        options += ["--memory", self.memory, "--work-dir", str(home / "work"), self.url]
+        return _daemon(home, "worker.Worker", options, self.worker_env)
+
+    def await_workers(self) -> None:
+        """Until all of them are registered. Raises RuntimeError where one ends, TimeoutError."""
+        _await_workers(
+            f"http://127.0.0.1:{self.ports[1]}/json/", len(self.workers), [self.master, *self.workers], self.folder
+        )
+
+    def stop(self) -> None:
+        for process in [*reversed(self.workers), self.master]:
+            stop_group(process)
+
+
 @contextmanager
 def standalone_cluster(
     folder: Path, workers: int = 2, cores: int = 1, memory: str = "2g", worker_env: dict[str, str] | None = None
-) -> Iterator[str]:
-    """Yields the `spark://` URL of a master with its workers registered, and stops them all on leaving.
+) -> Iterator[Cluster]:
+    """Yields a master with its workers registered, and stops them all on leaving.
 
     Logs and work directories go below `folder`, an existing directory: `worker-0/work/app-.../0/stderr` is what the
     first worker's executor printed. `worker_env` adds environment variables to the workers, such as
     SPARK_WORKER_OPTS.
     """
-    with ExitStack() as processes:
-        port, web_port = free_ports(2)
-        url = f"spark://127.0.0.1:{port}"
-        options = ["--host", "127.0.0.1", "--port", str(port), "--webui-port", str(web_port)]
-        running = [processes.enter_context(_daemon(folder / "master", "master.Master", options))]
-        for number in range(workers):
-            home = folder / f"worker-{number}"
-            options = ["--host", "127.0.0.1", "--port", "0", "--webui-port", "0", "--cores", str(cores)]
-            options += ["--memory", memory, "--work-dir", str(home / "work"), url]
-            running.append(processes.enter_context(_daemon(home, "worker.Worker", options, worker_env)))
-        _await_workers(f"http://127.0.0.1:{web_port}/json/", workers, running, folder)
-        yield url
+    cluster = Cluster(folder, cores, memory, worker_env or {})
+    try:
+        cluster.start(workers)
+        yield cluster
+    finally:
+        cluster.stop()
 
 
 def plain_environment(**changes: str) -> dict[str, str]:
@@ -47,11 +86,8 @@ def plain_environment(**changes: str) -> dict[str, str]:
     return kept | changes
 
 
-@contextmanager
-def _daemon(
-    home: Path, name: str, options: list[str], env: dict[str, str] | None = None
-) -> Iterator[subprocess.Popen[bytes]]:
-    (home / "conf").mkdir(parents=True)
+def _daemon(home: Path, name: str, options: list[str], env: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
+    (home / "conf").mkdir(parents=True, exist_ok=True)
     environment = plain_environment(
         SPARK_HOME=spark_home(),
         SPARK_LOCAL_IP="127.0.0.1",
@@ -60,8 +96,8 @@ def _daemon(
         SPARK_LOCAL_DIRS=str(home / "local"),
     )
     spark_class = Path(spark_home(), "bin", "spark-class")
-    with (home / "log").open("wb") as log:
-        process = subprocess.Popen(
+    with (home / "log").open("ab") as log:
+        return subprocess.Popen(
             [spark_class, f"org.apache.spark.deploy.{name}", *options],
             cwd=home,
             env=environment | (env or {}),
@@ -70,10 +106,6 @@ def _daemon(
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    try:
-        yield process
-    finally:
-        stop_group(process)
 
 
 def stop_group(process: subprocess.Popen[bytes]) -> None:

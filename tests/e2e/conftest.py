@@ -4,15 +4,20 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.cluster import standalone_cluster
+from tests.e2e.cluster import Cluster, standalone_cluster
 from tests.e2e.seaweed import BUCKETS, Seaweed, seaweed
 
 
 @pytest.fixture(scope="session")
-def cluster_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a standalone cluster of two workers, one core and 2 GiB each, that the session's tests share."""
-    with standalone_cluster(tmp_path_factory.mktemp("cluster")) as url:
-        yield url
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A standalone cluster of two workers, one core and 2 GiB each, that the session's tests share."""
+    with standalone_cluster(tmp_path_factory.mktemp("cluster")) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def cluster_url(cluster: Cluster) -> str:
+    return cluster.url
 
 
 @pytest.fixture(scope="session")
