@@ -19,7 +19,7 @@ def write_frequencies(worded: DataFrame, location: str) -> None:
         segments.count_frequencies, tables.FREQUENCIES
     )
     sums = parts.groupBy("ngram").agg(F.sum("n_images").alias("n_images"))
-    tables.write_table(_shared(sums).select(tables.FREQUENCIES.names), location, mode="overwrite")
+    tables.write_table(_shared(sums).select(tables.FREQUENCIES.names), location, mode="overwrite", rebalance=False)
 
 
 def read_frequencies(spark: SparkSession, location: str) -> KeyFrequencies:

@@ -98,9 +98,9 @@ def evaluate(
         frequencies = _frequencies(spark, worded, scores, how)
         counted = count_segments(worded, models, frequencies, how).withColumn("run_id", F.lit(run_id))
         target = part(scores, "segments")
-        tables.write_table(counted.select(tables.SEGMENTS.names), target, mode="overwrite")
+        tables.write_table(counted.select(tables.SEGMENTS.names), target, mode="overwrite", rebalance=False)
     found = score_segments(tables.read_table(spark, target, tables.SEGMENTS, role="--scores"), how)
-    tables.write_table(_corpus(spark, found, run_id, how), part(scores, "corpus"), mode="overwrite")
+    tables.write_table(_corpus(spark, found, run_id, how), part(scores, "corpus"), mode="overwrite", rebalance=False)
     if how.by:
         tables.write_table(_slices(spark, found, run_id, how), part(scores, "slices"), mode="overwrite")
     return [score for score in found if score.slice is None]
@@ -207,13 +207,13 @@ def part(scores: str, name: str) -> str:
 
 
 def describe(score: Score) -> str:
-    """A line or two for people."""
-    figures = "  ".join(
-        f"{title(metric)} {'-' if of.score is None else f'{of.score:.1f} [{of.low:.1f}, {of.high:.1f}]'}"
-        for metric, of in score.scores.items()
-    )
+    """Lines for people."""
     missing = f", {score.n_missing} without caption or without references" if score.n_missing else ""
-    return f"model {score.model_id}, decoding {score.decode_id}, {score.n_segments} images{missing}:\n  {figures}"
+    lines = [f"model {score.model_id}, decoding {score.decode_id}, {score.n_segments} images{missing}:"]
+    for metric, of in score.scores.items():
+        figures = "-" if of.score is None else f"{of.score:<5.1f} [{of.low:.1f}, {of.high:.1f}]"
+        lines.append(f"{title(metric):>9} {figures}")
+    return "\n".join(lines)
 
 
 def title(metric: str) -> str:
@@ -233,7 +233,7 @@ def _frequencies(spark: SparkSession, worded: DataFrame, scores: str, how: Evalu
 
 def _corpus(spark: SparkSession, scores: list[Score], run_id: str, how: Evaluation) -> DataFrame:
     rows = [row for score in scores if score.slice is None for row in _score_rows(score, run_id, how)]
-    return spark.createDataFrame(rows, tables.CORPUS)
+    return spark.createDataFrame(rows, tables.CORPUS).coalesce(1)
 
 
 def _slices(spark: SparkSession, scores: list[Score], run_id: str, how: Evaluation) -> DataFrame:

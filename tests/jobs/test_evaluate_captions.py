@@ -232,6 +232,8 @@ def test_bad_tables(spark: SparkSession, tmp_path: Path, capsys: pytest.CaptureF
     assert_refused([*arguments[:3], str(tmp_path / "text"), *arguments[4:]], said, capsys)
     assert_refused([*arguments[:3], str(tmp_path / "nowhere"), *arguments[4:]], "no such file or folder", capsys)
     assert_refused(["--captions", arguments[3], *arguments[2:]], "model_id must be string, is missing", capsys)
+    (tmp_path / "coco.json").write_text('{"annotations": []}\n' * 10)
+    assert_refused([*arguments[:3], str(tmp_path / "coco.json"), *arguments[4:]], "coco.json: ", capsys)
     (tmp_path / "scores" / "segments").mkdir(parents=True)
     (tmp_path / "scores" / "segments" / "thesis.pdf").touch()
     assert_refused(arguments, "holds thesis.pdf", capsys)
