@@ -3,6 +3,7 @@
 import numpy as np
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
+from pyspark.sql.pandas.types import from_arrow_schema
 
 from jobs.common import segments, tables
 from nic_model.metrics.segments import KeyFrequencies
@@ -15,11 +16,14 @@ OPTION = "--document-frequencies"
 
 def write_frequencies(worded: DataFrame, location: str) -> None:
     """Of the references of all images that have a caption. `worded` has rows of segments.WORDED."""
-    parts = worded.select("reference_words", "reference_lengths").mapInArrow(
-        segments.count_frequencies, tables.FREQUENCIES
+    counts = worded.select("reference_words", "reference_lengths").mapInArrow(
+        segments.count_frequencies, from_arrow_schema(segments.COUNTS)
     )
-    sums = parts.groupBy("ngram").agg(F.sum("n_images").alias("n_images"))
-    tables.write_table(_shared(sums).select(tables.FREQUENCIES.names), location, mode="overwrite", rebalance=False)
+    # Few long rows: Spark only carries them.
+    sums = (
+        counts.repartition("part").sortWithinPartitions("part").mapInArrow(segments.sum_frequencies, tables.FREQUENCIES)
+    )
+    tables.write_table(sums, location, mode="overwrite", rebalance=False)
 
 
 def read_frequencies(spark: SparkSession, location: str) -> KeyFrequencies:

@@ -99,7 +99,7 @@ def evaluate(
         counted = count_segments(worded, models, frequencies, how).withColumn("run_id", F.lit(run_id))
         target = part(scores, "segments")
         tables.write_table(counted.select(tables.SEGMENTS.names), target, mode="overwrite", rebalance=False)
-    found = score_segments(tables.read_table(spark, target, tables.SEGMENTS, role="--scores"), how)
+    found = score_segments(tables.read_again(spark, target, tables.SEGMENTS), how)
     tables.write_table(_corpus(spark, found, run_id, how), part(scores, "corpus"), mode="overwrite", rebalance=False)
     if how.by:
         tables.write_table(_slices(spark, found, run_id, how), part(scores, "slices"), mode="overwrite")

@@ -2,13 +2,14 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from nic_model.metrics.bleu import ORDER, SIZE, bleu
-from nic_model.metrics.ngrams import Keys, argsort, count_documents, starts
+from nic_model.metrics.ngrams import Keys, count_documents, starts
 from nic_model.metrics.segments import KeyFrequencies, Segments, key_texts, score_rouge_l, score_segments
 
 _STRINGS, _LONGS, _INTS = pa.list_(pa.string()), pa.list_(pa.int64()), pa.list_(pa.int32())
@@ -49,7 +50,13 @@ COUNTED = pa.schema([
     ("slices", pa.map_(pa.string(), pa.string())),
 ])  # fmt: skip
 
+# Document frequencies that a task counted, a row for each part of the n-grams, by their keys' first bits. Part -1 has
+# one n-gram, which stands for all images.
+COUNTS = pa.schema([("part", pa.int32()), ("ngrams", _LONGS), ("n_images", _LONGS)])
+
 FREQUENCIES = pa.schema([("ngram", pa.int64()), ("n_images", pa.int64())])
+
+PARTS = 256
 
 # N-grams that a task holds before it hands their counts on: some 100 MB.
 _HELD = 4_000_000
@@ -106,7 +113,7 @@ def _sums(values: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 
 
 def count_frequencies(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Rows of FREQUENCIES for rows of WORDED, to be summed: an n-gram may come more than once."""
+    """Rows of COUNTS for rows of WORDED, to be summed: a part may come more than once."""
     images = 0
     held: list[tuple[Keys, np.ndarray]] = []
     for batch in batches:
@@ -117,23 +124,37 @@ def count_frequencies(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBa
         if sum(len(keys) for keys, _ in held) > _HELD:
             held = [_merge(held)]
             if len(held[0][0]) > _HELD / 2:
-                yield _frequencies(*held.pop())
+                yield _parts(*held.pop())
     if held:
-        yield _frequencies(*_merge(held))
-    yield pa.RecordBatch.from_pydict({"ngram": [None], "n_images": [images]}, FREQUENCIES)
+        yield _parts(*_merge(held))
+    yield pa.RecordBatch.from_pydict({"part": [-1], "ngrams": [[0]], "n_images": [[images]]}, COUNTS)
+
+
+def sum_frequencies(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Rows of FREQUENCIES, of n-grams of more than one image, for all rows of COUNTS of some parts, sorted by part."""
+    rows = (row for batch in batches for row in zip(*batch.columns, strict=True))
+    for part, same in groupby(rows, lambda row: row[0].as_py()):
+        lists = [[column.values.to_numpy() for column in row[1:]] for row in same]
+        keys, counts = _merge([(keys.view(np.uint64), counts) for keys, counts in lists])
+        shared = counts > 1
+        ngrams = pa.nulls(1, pa.int64()) if part < 0 else pa.array(keys[shared].view(np.int64))
+        yield pa.RecordBatch.from_arrays([ngrams, pa.array(counts if part < 0 else counts[shared])], schema=FREQUENCIES)
 
 
 def _merge(parts: list[tuple[Keys, np.ndarray]]) -> tuple[Keys, np.ndarray]:
     """Sums of the same key."""
     keys, counts = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    order = argsort(keys)
+    order = np.argsort(keys)
     keys = keys[order]
     first = np.flatnonzero(starts(keys))
     return keys[first], np.add.reduceat(counts[order], first) if len(keys) else counts
 
 
-def _frequencies(keys: Keys, counts: np.ndarray) -> pa.RecordBatch:
-    return pa.RecordBatch.from_arrays([pa.array(keys.view(np.int64)), pa.array(counts)], schema=FREQUENCIES)
+def _parts(keys: Keys, counts: np.ndarray) -> pa.RecordBatch:
+    """Rows of COUNTS. `keys` are sorted."""
+    sizes = np.bincount((keys // np.uint64(2**64 // PARTS)).astype(np.int64), minlength=PARTS)
+    columns = [np.arange(PARTS, dtype=np.int32), _lists(sizes, keys.view(np.int64)), _lists(sizes, counts)]
+    return pa.RecordBatch.from_arrays([pa.array(column) for column in columns], schema=COUNTS)
 
 
 def count_segments(

@@ -223,6 +223,11 @@ def read_table(spark: SparkSession, location: str, needed: T.StructType, role: s
     return table
 
 
+def read_again(spark: SparkSession, location: str, columns: T.StructType) -> DataFrame:
+    """A table that this run wrote with these columns: as `read_table`, without a look into its files first."""
+    return spark.read.table(location) if is_table_name(location) else spark.read.schema(columns).parquet(location)
+
+
 def _read_path(spark: SparkSession, location: str) -> DataFrame:
     """Parquet, or Delta where the folder has Delta's log."""
     if not glob.has_magic(location) and Folder(spark, location).exists("_delta_log"):
