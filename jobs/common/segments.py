@@ -144,7 +144,7 @@ def sum_frequencies(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatc
 def _merge(parts: list[tuple[Keys, np.ndarray]]) -> tuple[Keys, np.ndarray]:
     """Sums of the same key."""
     keys, counts = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    order = np.argsort(keys)
+    order = np.argsort(keys, kind="stable")  # the faster kind here
     keys = keys[order]
     first = np.flatnonzero(starts(keys))
     return keys[first], np.add.reduceat(counts[order], first) if len(keys) else counts

@@ -72,7 +72,7 @@ def key_ngrams(words: Keys, lengths: NDArray[np.int64], documents: NDArray[np.in
     every, caption = np.concatenate(keys), np.concatenate(captions)
     if documents is not None:
         caption = documents[caption]
-    order = argsort(every)
+    order = np.argsort(every, kind="stable")
     every = every[order]
     first = starts(every)
     # The sort is stable: an n-gram's captions stand in order.
@@ -86,16 +86,6 @@ def count_documents(words: Keys, lengths: NDArray[np.int64], images: NDArray[np.
     """The keys, sorted, of all n-grams of captions, and of how many images each is. `images` (C,) are sorted."""
     found = key_ngrams(words, lengths, images)
     return found.keys, np.bincount(found.rank, minlength=len(found.keys))
-
-
-def argsort(keys: Keys) -> NDArray[np.int64]:
-    """As numpy's stable one, several times faster: sorts numbers that have their places for last digits."""
-    places = (1 << len(keys).bit_length()) - 1
-    packed = keys & ~np.uint64(places) | np.arange(len(keys), dtype=np.uint64)
-    packed.sort()
-    order = (packed & np.uint64(places)).astype(np.int64)
-    # Keys that differ in the last digits alone may be in disorder: one batch in many thousand.
-    return order if np.all(keys[order[:-1]] <= keys[order[1:]]) else np.argsort(keys, kind="stable")
 
 
 def starts(values: NDArray) -> NDArray[np.bool_]:

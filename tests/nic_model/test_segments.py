@@ -8,7 +8,7 @@ import pytest
 
 from nic_model.metrics.bleu import segment_counts
 from nic_model.metrics.cider import DocumentFrequencies, cider, document_frequencies, reference_vectors
-from nic_model.metrics.ngrams import argsort, count_documents, key_ngrams, split_words, word_key
+from nic_model.metrics.ngrams import count_documents, key_ngrams, split_words, word_key
 from nic_model.metrics.rouge import rouge_l
 from nic_model.metrics.segments import KeyFrequencies, Segments, key_texts, score_rouge_l, score_segments
 from nic_model.metrics.tokenizer import tokenize
@@ -129,12 +129,6 @@ def test_keys_of_texts(texts: list[str]) -> None:
     assert found.n_tokens.tolist() == [len(text) for text in tokens]
     assert found.words.tolist() == [word_key(word) for text in words for word in text]
     assert found.n_words.tolist() == [len(text) for text in words]
-
-
-@pytest.mark.parametrize("values", [[], [7], [3, 1, 3, 2, 1], [11, 8, 10, 9, 8, 11], [2**64 - 1, 0, 2**63, 2**64 - 2]])
-def test_argsort_is_stable(values: list[int]) -> None:
-    """Keys that differ in their last digits alone, too."""
-    assert argsort(np.array(values, np.uint64)).tolist() == sorted(range(len(values)), key=values.__getitem__)
 
 
 def test_keys_are_the_same_everywhere() -> None:
