@@ -28,11 +28,15 @@ def write_frequencies(worded: DataFrame, location: str) -> None:
 
 def read_frequencies(spark: SparkSession, location: str) -> KeyFrequencies:
     """Raises ValueError where it is no table of frequencies, or too large a one."""
+    return collect_frequencies(tables.read_table(spark, location, tables.FREQUENCIES, role=OPTION), location)
+
+
+def collect_frequencies(table: DataFrame, location: str) -> KeyFrequencies:
+    """Of the table at `location`. Raises ValueError where it is none of frequencies, or too large a one."""
     what = f"{OPTION} {location}"
-    shared = _shared(tables.read_table(spark, location, tables.FREQUENCIES, role=OPTION))
-    if shared.count() > MOST:
+    found = _shared(table).select(tables.FREQUENCIES.names).limit(MOST + 2).toArrow()
+    if found.num_rows > MOST + 1:
         raise ValueError(f"{what}: {MOST} n-grams of more than one image are allowed; it has more")
-    found = shared.select(tables.FREQUENCIES.names).toArrow()
     every = found.filter(found["ngram"].is_null())["n_images"].to_pylist()
     counts = found.filter(found["ngram"].is_valid())
     keys = counts["ngram"].to_numpy().view(np.uint64)
