@@ -1,5 +1,6 @@
 """Bytes to pixels: the only place that decodes, resizes, augments and normalises images."""
 
+import functools
 import io
 import warnings
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ class ImageError(ValueError):
 class Pixels:
     """An image made ready: `rgb` uint8 (3, S, S), and the upright original's width and height in pixels."""
 
-    rgb: NDArray[np.uint8]
+    rgb: NDArray[np.uint8] | torch.Tensor
     width: int
     height: int
 
@@ -106,9 +107,18 @@ def augment(image: Image.Image, size: int, rng: np.random.Generator, flip: bool)
 
 def normalise(pixels: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
     """uint8 (B, 3, H, W) in 0..255 to float32 of zero mean and unit variance, channels last as CNNs like it."""
-    scale = 255 * torch.tensor(std, device=pixels.device).view(1, 3, 1, 1)
-    shift = (torch.tensor(mean, device=pixels.device) / torch.tensor(std, device=pixels.device)).view(1, 3, 1, 1)
+    scale, shift = _scale_and_shift(mean, std, pixels.device)
     return (pixels / scale - shift).contiguous(memory_format=torch.channels_last)
+
+
+@functools.cache  # for good: what a CUDA graph reads must stay where it is
+@torch.inference_mode(False)  # what is kept may serve training too
+def _scale_and_shift(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sent to a GPU once, since sending is waited for."""
+    deviation = torch.tensor(std, device=device).view(1, 3, 1, 1)
+    return 255 * deviation, torch.tensor(mean, device=device).view(1, 3, 1, 1) / deviation
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -39,33 +39,74 @@ def beam_search(decoder: Decoder, features: Any, config: DecodeConfig) -> list[l
     memory, state = decoder.start(features)
     beam, n_images = config.beam_size, len(state[0])
     found: list[list[Hypothesis]] = [[] for _ in range(n_images)]
-    state = tuple(part.repeat_interleave(beam, dim=0) for part in state)
-    beams = _Beams.at_start(n_images, config, state[0].device)
+    beams, state = _begin(state, config)
     for length in range(config.max_length + 1):
         if len(beams.images) == 0:
             break
-        logits, state = decoder.step(beams.last.flatten(), state, memory)
-        best, parents, tokens = _candidates(logits, beams, length, config)
-        candidates = beams.words[beams.rows, parents]
-        candidates[:, :, length] = tokens
-        beams.end(best, tokens, candidates, length + 1, config.length_penalty)
-
+        source, state = _advance(decoder, beams, state, memory, length, config)
         # Every image ends at the last word.
         going_on = (beams.n_ended < beam).nonzero().squeeze(1) if length < config.max_length else beams.images[:0]
-        best, chosen = best.masked_fill(tokens == EOS, -torch.inf).topk(beam, dim=1)
-        parents = parents.gather(1, chosen)
-        beams.scores, beams.last, beams.words = best, tokens.gather(1, chosen), candidates[beams.rows, chosen]
-        source = beams.rows * beam + parents
         # Leaving costs a copy of the memory, so they leave several at a time.
         if len(going_on) <= LEAVE * len(beams.images):
-            beams.report(found, 1 + config.alternatives)
+            beams.ended().report(found, beams.images, 1 + config.alternatives)
             beams, source = beams.take(going_on), source[going_on]
             memory = tuple(part[going_on] for part in memory)
         state = tuple(part[source.flatten()] for part in state)
     return found
 
 
+@torch.inference_mode()
+def search_to_the_end(decoder: Decoder, memory: Memory, state: State, config: DecodeConfig) -> "Ended":
+    """As beam_search does, from what `decoder.start` gave, but with all images to the last word: what is done, and on
+    which sizes, does not depend on what is found, so that nothing waits for a GPU, and a CUDA graph can record it."""
+    beams, state = _begin(state, config)
+    for length in range(config.max_length + 1):
+        source, state = _advance(decoder, beams, state, memory, length, config)
+        state = tuple(part[source.flatten()] for part in state)
+    return beams.ended()
+
+
+def _begin(state: State, config: DecodeConfig) -> tuple["_Beams", State]:
+    beams = _Beams.at_start(len(state[0]), config, state[0].device)
+    return beams, tuple(part.repeat_interleave(config.beam_size, dim=0) for part in state)
+
+
+def _advance(
+    decoder: Decoder, beams: "_Beams", state: State, memory: Memory, length: int, config: DecodeConfig
+) -> tuple[torch.Tensor, State]:
+    """Takes `beams` a word further than `length`. Returns which rows (B, K) of the state, also returned, are theirs."""
+    beam = config.beam_size
+    logits, state = decoder.step(beams.last.flatten(), state, memory)
+    best, parents, tokens = _candidates(logits, beams, length, config)
+    candidates = beams.words[beams.rows, parents]
+    candidates[:, :, length] = tokens
+    beams.end(best, tokens, candidates, length + 1, config.length_penalty)
+    best, chosen = best.masked_fill(tokens == EOS, -torch.inf).topk(beam, dim=1)
+    parents = parents.gather(1, chosen)
+    beams.scores, beams.last, beams.words = best, tokens.gather(1, chosen), candidates[beams.rows, chosen]
+    return beams.rows * beam + parents, state
+
+
 LEAVE = 7 / 8  # finished images leave the batch once no more than this share of it goes on
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The hypotheses of B images that have ended, best first."""
+
+    words: torch.Tensor  # (B, K, T) int64
+    log_probs: torch.Tensor  # (B, K)
+    scores: torch.Tensor  # (B, K): normalised; -inf where there are not as many
+
+    def report(self, found: list[list[Hypothesis]], images: torch.Tensor, wanted: int) -> None:
+        """Puts the best into `found`, at the places `images` (B,)."""
+        ended = (part.tolist() for part in (self.words[:, :wanted], self.log_probs, self.scores))
+        for image, *hypotheses in zip(images.tolist(), *ended, strict=True):
+            found[image] = [
+                Hypothesis(tokens[: tokens.index(EOS)], log_prob)
+                for tokens, log_prob, score in zip(*hypotheses, strict=False)
+                if score > -torch.inf
+            ]
 
 
 @dataclass
@@ -111,15 +152,8 @@ class _Beams:
         parts = {name: part[rows] for name, part in vars(self).items()}
         return _Beams(**parts | {"rows": self.rows[: len(rows)]})
 
-    def report(self, found: list[list[Hypothesis]], wanted: int) -> None:
-        """Puts the best that have ended so far into `found`, at the place of their image."""
-        ended = (part.tolist() for part in (self.ended_words[:, :wanted], self.ended_log_probs, self.ended_scores))
-        for image, *hypotheses in zip(self.images.tolist(), *ended, strict=True):
-            found[image] = [
-                Hypothesis(tokens[: tokens.index(EOS)], log_prob)
-                for tokens, log_prob, score in zip(*hypotheses, strict=False)
-                if score > -torch.inf
-            ]
+    def ended(self) -> "Ended":
+        return Ended(self.ended_words, self.ended_log_probs, self.ended_scores)
 
 
 def _candidates(
@@ -134,7 +168,8 @@ def _candidates(
     if length == config.max_length:
         best, parents = (scores + logits[:, :, EOS]).topk(beam, dim=1)
         return best, parents, torch.full_like(parents, EOS)
-    logits[:, :, [PAD, SOS, UNK]] = -torch.inf
+    for never in (PAD, SOS, UNK):  # one by one: a list would be sent to the device, which is waited for
+        logits[:, :, never] = -torch.inf
     if length < config.min_length:
         logits[:, :, EOS] = -torch.inf
     if config.block_ngrams:

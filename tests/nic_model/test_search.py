@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 
 from nic_model.config import DecodeConfig
-from nic_model.search import Hypothesis, beam_search, log_probs_of, sample
+from nic_model.search import Hypothesis, beam_search, log_probs_of, sample, search_to_the_end
 from nic_model.show_tell import Captions, ShowTell
 from nic_model.vocabulary import EOS, PAD, SOS, UNK
 from tests.decoders import Decoder, decoder_of, features_for
@@ -133,6 +134,46 @@ def test_length_penalty_favours_longer_captions() -> None:
 def test_no_images_no_captions(kind: str) -> None:
     decoder = tiny_decoder(kind, 0)
     assert beam_search(decoder, features_for(decoder, 0), DecodeConfig()) == []
+
+
+@pytest.mark.parametrize("end_bias", [-50.0, 0.0, 3.0])
+@pytest.mark.parametrize("beam_size", [1, 3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_to_the_end_gives_the_same(kind: str, beam_size: int, end_bias: float) -> None:
+    decoder, n = tiny_decoder(kind, 3, end_bias), 17
+    config = DecodeConfig(beam_size=beam_size, alternatives=beam_size - 1, max_length=9, min_length=2, block_ngrams=2)
+    features = features_for(decoder, n)
+    found: list[list[Hypothesis]] = [[] for _ in range(n)]
+    ended = search_to_the_end(decoder, *decoder.start(features), config)
+    ended.report(found, torch.arange(n), beam_size)
+    for image, right in zip(found, beam_search(decoder, features, config), strict=True):
+        assert [h.tokens for h in image] == [h.tokens for h in right]
+        assert [h.log_prob for h in image] == pytest.approx([h.log_prob for h in right], abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_to_the_end_never_looks_at_what_is_found(kind: str) -> None:
+    """With tensors that have a shape and no values, what reads a value fails: the search proper does."""
+    config = DecodeConfig(beam_size=3, min_length=2, block_ngrams=2)
+    with FakeTensorMode():
+        decoder = decoder_of(kind)
+        features = features_for(decoder, 4)
+        ended = search_to_the_end(decoder, *decoder.start(features), config)
+        assert ended.words.shape == (4, 3, config.max_length + 1)
+        with pytest.raises(DynamicOutputShapeException):
+            beam_search(decoder, features, config)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_image_without_numbers_gets_no_caption(kind: str) -> None:
+    """Features that are not finite, of a half precision that has too small a range, cost their own image alone."""
+    decoder, config = tiny_decoder(kind, 1), DecodeConfig(beam_size=2)
+    features = features_for(decoder, 3)
+    right = beam_search(decoder, features, config)
+    features[1] = torch.nan
+    found = beam_search(decoder, features, config)
+    assert found[1] == []
+    assert [[h.tokens for h in found[at]] for at in (0, 2)] == [[h.tokens for h in right[at]] for at in (0, 2)]
 
 
 @pytest.mark.parametrize("min_length", [1, 4, 7])
