@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -33,6 +33,17 @@ class CaptionModel(nn.Module):
         self.encoder = Encoder(config)
         kind: type[ShowTell | ShowAttendTell] = ShowAttendTell if self.encoder.grid else ShowTell
         self.decoder = kind(config, self.encoder.output_size, len(vocabulary))
+
+
+class ModelSource(Protocol):
+    """What a captioner is made of."""
+
+    @property
+    def model_id(self) -> str: ...
+
+    def settings(self) -> tuple[ModelConfig, DecodeConfig]: ...
+
+    def build(self) -> CaptionModel: ...
 
 
 @dataclass(frozen=True)
@@ -70,23 +81,41 @@ class ModelFiles:
 
     def settings(self) -> tuple[ModelConfig, DecodeConfig]:
         """The model's configuration and its default decoding. Raises ValueError or KeyError where it is malformed."""
-        settings = json.loads(self.config)
-        return ModelConfig.from_dict(settings["model"]), DecodeConfig.from_dict(settings["decode"])
+        return read_settings(self.config)
 
     def build(self) -> CaptionModel:
         """The model in float32 on the CPU, ready to caption. Raises ValueError where weights and config disagree."""
-        config, _ = self.settings()
+        model = build_model(self.config, self.vocabulary, self.tensors())
+        model.encoder.to(memory_format=torch.channels_last)
+        return model
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The weights in float32, by name. Raises ValueError where they are no such file."""
         try:
-            model = CaptionModel(config, Vocabulary.from_json(self.vocabulary.decode()))
-            weights = {name: tensor.float() for name, tensor in load(self.weights).items()}
-            # Batch norm counts its batches, which nothing reads.
-            absent = model.load_state_dict(weights, strict=False).missing_keys
-        except (SafetensorError, RuntimeError, ValueError) as error:
+            return {name: tensor.float() for name, tensor in load(self.weights).items()}
+        except SafetensorError as error:
             raise ValueError(f"the model's files do not fit together: {error}") from None
-        absent = [name for name in absent if not name.endswith("num_batches_tracked")]
-        if absent:
-            raise ValueError(f"{WEIGHTS} lacks {len(absent)} tensors, the first is {absent[0]}")
-        return model.eval()
+
+
+def read_settings(config: bytes) -> tuple[ModelConfig, DecodeConfig]:
+    """What stands in config.json. Raises ValueError or KeyError where it is malformed."""
+    settings = json.loads(config)
+    return ModelConfig.from_dict(settings["model"]), DecodeConfig.from_dict(settings["decode"])
+
+
+def build_model(config: bytes, vocabulary: bytes, weights: Mapping[str, torch.Tensor]) -> CaptionModel:
+    """The model whose parameters and buffers are the tensors `weights` themselves, in evaluation mode. Raises
+    ValueError where they and config disagree."""
+    try:
+        model = CaptionModel(read_settings(config)[0], Vocabulary.from_json(vocabulary.decode()))
+        # Batch norm counts its batches, which nothing reads.
+        absent = model.load_state_dict(weights, strict=False, assign=True).missing_keys
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"the model's files do not fit together: {error}") from None
+    absent = [name for name in absent if not name.endswith("num_batches_tracked")]
+    if absent:
+        raise ValueError(f"{WEIGHTS} lacks {len(absent)} tensors, the first is {absent[0]}")
+    return model.eval()
 
 
 def save_model(

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from nic_model.checkpoint import CaptionModel, ModelFiles
+from nic_model.checkpoint import CaptionModel, ModelSource
 from nic_model.config import short_hash
 from nic_model.search import Decoder
 from nic_model.show_tell import Memory, State
@@ -38,7 +38,7 @@ class Ensemble:
         return torch.stack(log_probs).logsumexp(0) - math.log(len(log_probs)), states
 
 
-def build_members(files: Sequence[ModelFiles]) -> list[CaptionModel]:
+def build_members(files: Sequence[ModelSource]) -> list[CaptionModel]:
     """The models. Raises ValueError where they differ in their words or in the size of image that they look at."""
     first, *others = members = [each.build() for each in files]
     for other in others:
@@ -50,7 +50,7 @@ def build_members(files: Sequence[ModelFiles]) -> list[CaptionModel]:
     return members
 
 
-def model_id(files: Sequence[ModelFiles]) -> str:
+def model_id(files: Sequence[ModelSource]) -> str:
     """The model's id, or one of all members', in whatever order."""
     ids = sorted(each.model_id for each in files)
     return ids[0] if len(ids) == 1 else short_hash(*(each.encode() for each in ids))
