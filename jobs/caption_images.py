@@ -27,6 +27,7 @@ from pyspark.sql import functions as F
 from jobs.common import scores, storage, tables, waves
 from jobs.common.executor import INPUT, STOPPED
 from jobs.common.files import Folder, lease
+from jobs.common.gpus import caption_profile, check_gpus
 from jobs.common.session import build_session, exit_status, say, systemic
 from jobs.common.sources import Source, find_source, reaching
 from jobs.common.storage import Access, SystemicError
@@ -34,7 +35,7 @@ from jobs.common.targets import FORMATS, Target, check_target, find_target
 from jobs.common.udfs import CaptionerRecipe, caption_udf
 from nic_model.captioner import check_device, pick_device
 from nic_model.checkpoint import FILES, ModelFiles
-from nic_model.config import PRECISIONS, Config, DecodeConfig, add_options, given_options, option
+from nic_model.config import DECODE_ON, PRECISIONS, Config, DecodeConfig, add_options, given_options, option
 
 logger = logging.getLogger("jobs.caption_images")
 
@@ -48,8 +49,15 @@ class JobConfig(Config):
 
     format: str = option("parquet", "format of the captions table: parquet, delta, iceberg", choices=FORMATS)
     device: str = option("auto", "auto takes the GPU that Spark assigned to the task, or any; cpu, cuda, cuda:N")
-    precision: str = option("auto", "auto is bf16 on a GPU, fp32 on a CPU", choices=PRECISIONS)
-    batch_size: int = option(32, "images captioned at once", least=1)
+    gpu_share: float = option(
+        1.0,
+        "of a GPU for each captioning task, where Spark gives GPUs to executors and none to tasks; 0.25: four share it",
+    )
+    precision: str = option("auto", "auto is fp16 on a GPU, fp32 on a CPU", choices=PRECISIONS)
+    batch_size: int = option(0, "images captioned at once; 0: 256 on a GPU, 32 on a CPU", least=0)
+    decode_on: str = option(
+        "cpu", "gpu: JPEGs are decoded by nvJPEG, faster where they are large, to other captions", choices=DECODE_ON
+    )
     limit: int = option(0, "caption at most this many images; 0: all", least=0)
     mode: str = option(
         "resume",
@@ -72,6 +80,8 @@ class JobConfig(Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_device(self.device)
+        if not 0 < self.gpu_share <= 1:
+            raise ValueError(f"--gpu-share {self.gpu_share}: must be above 0 and at most 1")
 
 
 @dataclass(frozen=True)
@@ -139,10 +149,12 @@ def transform(images: DataFrame, job: Job) -> DataFrame:
         config.device,
         config.precision,
         config.batch_size,
+        config.decode_on,
         files=images.sparkSession.sparkContext.broadcast(job.files),
     )
     udf = caption_udf(recipe, job.access)
-    captioned = images.select(INPUT.names).mapInArrow(udf, tables.CAPTIONED)
+    profile = caption_profile(images.sparkSession, config.device, config.gpu_share)
+    captioned = images.select(INPUT.names).mapInArrow(udf, tables.CAPTIONED, profile=profile)
     constants = {name: F.lit(value) for name, value in {**keys, "run_id": job.run_id}.items()}
     return captioned.withColumns(constants).select(tables.CAPTIONS.names)
 
@@ -172,6 +184,7 @@ def run(spark: SparkSession, job: Job) -> Outcome:
     """Reads, captions and commits, wave by wave. Raises SystemicError where the run had to stop: what was committed
     stays, and the next run goes on from there."""
     config = job.config
+    check_gpus(spark, config.device, caption_profile(spark, config.device, config.gpu_share))
     place = Folder(spark, config.staging or tables.staging(spark, job.captions))
     target = find_target(spark, job.captions, config.format, Folder(spark, place.at(job.run_id)))
     with lease(place, job.run_id, f"--captions {job.captions}") as held:

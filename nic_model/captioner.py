@@ -1,9 +1,11 @@
 """Encoded images in, captions out."""
 
+import logging
 import math
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -13,16 +15,21 @@ import torch
 from numpy.typing import NDArray
 
 from nic_model import ensemble
-from nic_model.checkpoint import ModelFiles
-from nic_model.config import DEVICES, PRECISIONS, DecodeConfig
+from nic_model.checkpoint import ModelFiles, ModelSource
+from nic_model.config import DECODE_ON, DEVICES, PRECISIONS, DecodeConfig
 from nic_model.execution import make_execution
+from nic_model.graphs import RecordedSearch
 from nic_model.images import MAX_PIXELS, ImageError, Pixels, decode
-from nic_model.search import Hypothesis, beam_search
+from nic_model.nvjpeg import Limits, decode_batches
+from nic_model.search import Decoder, Hypothesis, beam_search
 from nic_model.show_attend_tell import ShowAttendTell
 from nic_model.show_tell import Captions
 from nic_model.vocabulary import EOS, SOS, sentence
 
 Key = TypeVar("Key")
+Search = Callable[[], list[list[Hypothesis]]]  # one that has begun: to be called once, for what it finds
+
+logger = logging.getLogger(__name__)
 
 AHEAD_BYTES = 64 * 1024 * 1024  # encoded images waiting to be decoded, or decoded, while others are captioned
 
@@ -59,34 +66,44 @@ class Captioner:
 
     def __init__(
         self,
-        files: ModelFiles | Sequence[ModelFiles],
+        files: ModelSource | Sequence[ModelSource],
         decode_config: DecodeConfig | None = None,
         device: str = "auto",
         precision: str = "auto",
-        batch_size: int = 32,
+        batch_size: int = 0,
         engine: str = "auto",
+        record: bool | None = None,
+        decode_on: str = "cpu",
     ) -> None:
-        """Without `decode_config`, the first model's defaults; `engine` as of `make_execution`. As many threads decode
-        and compute as torch has now. Raises ValueError for settings that cannot be met."""
-        if precision not in PRECISIONS:
-            raise ValueError(f"--precision {precision}: allowed are {', '.join(PRECISIONS)}")
-        members = [files] if isinstance(files, ModelFiles) else files
+        """Without `decode_config`, the first model's defaults; `batch_size` 0 is 256 on a GPU and 32 on a CPU;
+        `engine` as of `make_execution`; `record`: as of `RecordedSearch`, by default on a GPU; `decode_on` gpu: JPEGs
+        are decoded by the device. As many threads decode and compute as torch has now. Raises ValueError for settings
+        that cannot be met."""
+        if decode_on not in DECODE_ON:
+            raise ValueError(f"--decode-on {decode_on}: allowed are {', '.join(DECODE_ON)}")
+        members = files if isinstance(files, Sequence) else [files]
         self.model_id = ensemble.model_id(members)
         self.decode_config = decode_config or members[0].settings()[1]
-        self.batch_size = batch_size
         self.device = pick_device(device)
-        # On a CPU bf16 changes a caption in seven, so it is for who asks; a GPU is slow without it.
-        self.bf16 = precision == "bf16" or (precision == "auto" and self.device.type == "cuda")
-        models = ensemble.build_members(members)
-        executions = [make_execution(model, self.device, self.bf16, engine) for model in models]
-        self._execution = executions[0] if len(models) == 1 else ensemble.Ensemble(executions)
-        self._model, self._single = models[0], len(models) == 1
+        self.batch_size = batch_size or (256 if self.device.type == "cuda" else 32)
+        self.precision = pick_precision(precision, self.device)
+        self._models = ensemble.build_members(members)
+        self._model, self._single = self._models[0], len(self._models) == 1
+        self._engine = engine
+        self._execution = self._make_execution(self.precision)
+        self._record = self.device.type == "cuda" if record is None else record
+        self._recorded: RecordedSearch | None = None
         self._threads = torch.get_num_threads()
+        self._decode_on = decode_on
 
     @classmethod
     def load(cls, *directories: Path, **options: object) -> "Captioner":
         """From a model directory, or several, with the options of the constructor. Raises ValueError."""
         return cls([ModelFiles.read(Path(directory)) for directory in directories], **options)  # type: ignore[arg-type]
+
+    def _make_execution(self, precision: torch.dtype) -> Decoder:
+        executions = [make_execution(model, self.device, precision, self._engine) for model in self._models]
+        return executions[0] if self._single else ensemble.Ensemble(executions)
 
     def caption(self, contents: Sequence[bytes | Failure]) -> list[Caption | Failure]:
         """A caption, or a failure, for each encoded image, in their order. What is a failure already stays one."""
@@ -96,20 +113,30 @@ class Captioner:
         """Each key of `images`, in their order, with the caption or the failure of its image.
 
         Images are taken ahead and decoded, in threads, while those before them are captioned; what waits is bounded
-        in number and in bytes.
+        in number and in bytes. Raises torch.OutOfMemoryError where a GPU has no room for one image alone.
         """
         batch: list[tuple[Key, Pixels | Failure]] = []
         good = 0
+        begun: deque[tuple[list[tuple[Key, Pixels | Failure]], Search]] = deque()
         for key, pixels in self._decode_ahead(images):
             batch.append((key, pixels))
             good += isinstance(pixels, Pixels)
             if good == self.batch_size or len(batch) == 4 * self.batch_size:
-                yield from self._caption_batch(batch)
+                begun.append((batch, self._begin(batch)))
                 batch, good = [], 0
-        yield from self._caption_batch(batch)
+                # A GPU goes on with the next batch while the results of this one are read.
+                if len(begun) > self._record:
+                    yield from self._finish(*begun.popleft())
+        begun.append((batch, self._begin(batch)))
+        while begun:
+            yield from self._finish(*begun.popleft())
 
     def _decode_ahead(self, images: Iterable[tuple[Key, bytes | Failure]]) -> Iterator[tuple[Key, Pixels | Failure]]:
         size = self._model.config.image_size
+        if self._decode_on == "gpu":
+            limits = Limits(self.batch_size, AHEAD_BYTES, self._threads)
+            yield from decode_batches(images, size, self.device, limits, lambda content: _decode(content, size))
+            return
         waiting: deque[tuple[Key, int, Future[Pixels | Failure]]] = deque()
         held = 0
         pool = ThreadPoolExecutor(self._threads, thread_name_prefix="decode")
@@ -129,9 +156,31 @@ class Captioner:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _caption_batch(self, batch: Sequence[tuple[Key, Pixels | Failure]]) -> Iterator[tuple[Key, Caption | Failure]]:
-        good = [pixels.rgb for _, pixels in batch if isinstance(pixels, Pixels)]
-        found = iter(self._search_halving(good))
+    def _begin(self, batch: Sequence[tuple[Key, Pixels | Failure]]) -> Search:
+        """Search for the good ones of a batch; one that does not fit the GPU's memory is halved, for good."""
+        images = [torch.as_tensor(pixels.rgb) for _, pixels in batch if isinstance(pixels, Pixels)]
+        begun: list[Search] = []
+        at = 0
+        while at < len(images):
+            some = images[at : at + self.batch_size]
+            try:
+                begun.append(self._submit(self._stack(some)))
+                at += len(some)
+                continue
+            except torch.OutOfMemoryError:
+                if len(some) == 1:
+                    raise
+            # Not among what handles the error, which keeps alive all that the search had made.
+            self._recorded = None
+            torch.cuda.empty_cache()
+            self.batch_size = len(some) // 2
+            logger.warning("out of memory on %s: captioning %d images at once", self.device, self.batch_size)
+        return lambda: [hypotheses for wait in begun for hypotheses in wait()]
+
+    def _finish(
+        self, batch: Sequence[tuple[Key, Pixels | Failure]], search: Search
+    ) -> Iterator[tuple[Key, Caption | Failure]]:
+        found = iter(search())
         for key, pixels in batch:
             if isinstance(pixels, Failure):
                 yield key, pixels
@@ -139,24 +188,48 @@ class Captioner:
             (text, log_prob), *others = [(self._text(h), h.log_prob) for h in next(found)]
             yield key, Caption(text, log_prob, pixels.width, pixels.height, others)
 
-    def _search_halving(self, images: Sequence[NDArray[np.uint8]]) -> list[list[Hypothesis]]:
-        """Search; a batch that does not fit the GPU's memory is halved, for good."""
-        found: list[list[Hypothesis]] = []
-        while len(found) < len(images):
-            some = images[len(found) : len(found) + self.batch_size]
-            try:
-                found += self.search(torch.from_numpy(np.stack(some)))
-            except torch.OutOfMemoryError:
-                if self.batch_size == 1:
-                    raise
-                torch.cuda.empty_cache()
-                self.batch_size = max(1, min(self.batch_size, len(some)) // 2)
-        return found
+    def _stack(self, images: Sequence[torch.Tensor]) -> torch.Tensor:
+        if any(image.is_cuda for image in images):
+            return torch.stack([image.to(self.device) for image in images])
+        pinned = torch.empty((len(images), *images[0].shape), dtype=torch.uint8, pin_memory=self.device.type == "cuda")
+        return torch.stack(list(images), out=pinned)
+
+    def search(self, pixels: torch.Tensor) -> list[list[Hypothesis]]:
+        """Best hypotheses of each of `pixels`, uint8 (B, 3, S, S), B at most the batch size."""
+        return self._submit(pixels)()
 
     @torch.inference_mode()
-    def search(self, pixels: torch.Tensor) -> list[list[Hypothesis]]:
-        """Best hypotheses of each of `pixels`, uint8 (B, 3, S, S)."""
-        return beam_search(self._execution, pixels, self.decode_config)
+    def _submit(self, pixels: torch.Tensor) -> Search:
+        wait: Search
+        with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
+            if recorded := self._recording():
+                wait = recorded.submit(pixels).wait
+            else:
+                found = beam_search(self._execution, pixels, self.decode_config)
+                wait = lambda: found  # noqa: E731
+        return wait if self.precision != torch.float16 else lambda: self._search_again(pixels, wait())
+
+    def _recording(self) -> RecordedSearch | None:
+        if self._record and self._recorded is None:
+            try:
+                size = self._model.config.image_size
+                self._recorded = RecordedSearch(self._execution, self.decode_config, self.batch_size, size, self.device)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                self._record = False
+                logger.warning("running without CUDA graphs: %s", error)
+        return self._recorded
+
+    def _search_again(self, pixels: torch.Tensor, found: list[list[Hypothesis]]) -> list[list[Hypothesis]]:
+        """In fp32, for images in which float16 has overflowed."""
+        again = [number for number, hypotheses in enumerate(found) if not hypotheses]
+        if again:
+            logger.warning("%d images overflow in fp16: captioned in fp32", len(again))
+            exact = self._make_execution(torch.float32)
+            for number, hypotheses in zip(again, beam_search(exact, pixels[again], self.decode_config), strict=True):
+                found[number] = hypotheses
+        return found
 
     @torch.inference_mode()
     def attention(self, content: bytes) -> list[WordAttention]:
@@ -167,7 +240,7 @@ class Captioner:
         decoder = self._model.decoder
         if not (self._single and isinstance(decoder, ShowAttendTell)):
             raise ValueError(f"model {self.model_id} has no attention to show: it is no single show_attend_tell model")
-        pixels = torch.from_numpy(decode(content, self._model.config.image_size).rgb)[None].to(self.device)
+        pixels = torch.as_tensor(decode(content, self._model.config.image_size).rgb)[None].to(self.device)
         features = self._model.encoder(pixels)
         [best, *_] = beam_search(decoder, features, self.decode_config)[0]
         tokens = torch.tensor([[SOS, *best.tokens, EOS]], device=self.device)
@@ -190,6 +263,16 @@ def _decode(content: bytes | Failure, size: int) -> Pixels | Failure:
         return Failure(error.status, str(error))
 
 
+def pick_precision(name: str, device: torch.device) -> torch.dtype:
+    """The precision of `--precision`: auto is fp16 on a GPU, which is slow without, and fp32 on a CPU, where bf16
+    changes a caption in seven. Raises ValueError for an unknown one."""
+    if name not in PRECISIONS:
+        raise ValueError(f"--precision {name}: allowed are {', '.join(PRECISIONS)}")
+    if name == "auto":
+        return torch.float16 if device.type == "cuda" else torch.float32
+    return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[name]
+
+
 def check_device(name: str) -> None:
     """Raises ValueError where `name` is no device, whether or not this machine has it."""
     kind, _, index = name.partition(":")
@@ -198,11 +281,14 @@ def check_device(name: str) -> None:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of `--device`: auto is the GPU where there is one. Raises ValueError where a GPU is asked for and
-    there is none."""
+    """The device of `--device`: auto is the GPU where there is one. Raises ValueError where a GPU is asked for that is
+    not there."""
     check_device(name)
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"--device {name}: torch {torch.__version__} finds no CUDA GPU here; use --device cpu")
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"--device {name}: torch {torch.__version__} finds no CUDA GPU here; use --device cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"--device {name}: there are {torch.cuda.device_count()} GPUs here, from cuda:0 on")
+    return device

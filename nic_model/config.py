@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Self
 
 DEVICES = ("auto", "cpu", "cuda")
-PRECISIONS = ("auto", "fp32", "bf16")
+PRECISIONS = ("auto", "fp32", "fp16", "bf16")  # of captioning
+DECODE_ON = ("cpu", "gpu")
 
 
 def option(default: Any, help: str, choices: tuple[str, ...] | None = None, least: float | None = None) -> Any:
@@ -133,7 +134,7 @@ class TrainConfig(Config):
     max_tokens: int = option(24, "words of a training caption beyond this many are cut", least=1)
     workers: int = option(0, "processes that decode images while fine-tuning", least=0)
     device: str = option("auto", "where to train", choices=DEVICES)
-    precision: str = option("auto", "auto: bf16 on a GPU, fp32 on a CPU", choices=PRECISIONS)
+    precision: str = option("auto", "auto: bf16 on a GPU, fp32 on a CPU", choices=("auto", "fp32", "bf16"))
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,15 @@
 
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
 from nic_model.checkpoint import CaptionModel
+from nic_model.halves import halve
 from nic_model.search import Decoder
 from nic_model.show_tell import Memory, State
 
@@ -15,12 +18,16 @@ logger = logging.getLogger(__name__)
 
 ENGINES = ("auto", "pytorch", "openvino")
 
-# How far OpenVINO's results may be from PyTorch's in fp32, as a share of their norm, in fp32 and in bf16.
-TOLERANCE = {False: 1e-3, True: 0.2}
+# How far OpenVINO's results may be from PyTorch's in fp32, as a share of their norm, and its names of precisions.
+TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.2, torch.bfloat16: 0.2}
+HINTS = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
 
 
-def make_execution(model: CaptionModel, device: torch.device, bf16: bool, engine: str = "auto") -> Decoder:
-    """Runs `model`, in evaluation mode, for `beam_search(execution, pixels, ...)`, pixels uint8 (B, 3, S, S).
+def make_execution(
+    model: CaptionModel, device: torch.device, precision: torch.dtype = torch.float32, engine: str = "auto"
+) -> Decoder:
+    """Runs `model`, in evaluation mode, for `beam_search(execution, pixels, ...)`, pixels uint8 (B, 3, S, S), in
+    `precision`: float32, float16 or bfloat16.
 
     `auto` is OpenVINO on a CPU where it is installed and gives what PyTorch gives, else PyTorch. Raises ValueError
     for an unknown engine, or for `openvino` where it cannot be used.
@@ -28,41 +35,70 @@ def make_execution(model: CaptionModel, device: torch.device, bf16: bool, engine
     if engine not in ENGINES:
         raise ValueError(f"engine {engine}: allowed are {', '.join(ENGINES)}")
     if engine == "pytorch" or (engine == "auto" and device.type != "cpu"):
-        return PyTorch(model, device, bf16)
+        return PyTorch(model, device, precision)
     try:
         if device.type != "cpu":
             raise ValueError(f"it is for CPUs, not for {device}")
-        return OpenVino(model, bf16)
+        return OpenVino(model, precision)
     except Exception as error:  # absent, or an encoder that it cannot convert: each raises its own kinds
         if engine == "openvino":
             raise ValueError(f"engine openvino: {error}") from None
         level = logging.INFO if isinstance(error, ImportError) else logging.WARNING
         logger.log(level, "running on plain PyTorch, without OpenVINO: %s", error)
-        return PyTorch(model, device, bf16)
+        return PyTorch(model, device, precision)
 
 
 class PyTorch:
-    """The model as it is, in fp32 or with bf16 where autocast deems it safe."""
+    """The model as it is; or its encoder in half precision, which is nearly all of the work, and its decoder in fp32,
+    which keeps the order of words that are nearly as likely.
 
-    def __init__(self, model: CaptionModel, device: torch.device, bf16: bool) -> None:
-        self._model, self._device, self._bf16 = model.to(device), device, bf16
+    What overflows in float16 comes out as NaN, so that its image alone gets no hypothesis.
+    """
+
+    def __init__(self, model: CaptionModel, device: torch.device, precision: torch.dtype = torch.float32) -> None:
+        self._device, self._precision, self._half = device, precision, precision != torch.float32
+        # Halved where fp32 is exact, which on a GPU it is not by default.
+        halved = halve(model.encoder, precision).to(device) if self._half else None
+        self._model = model.to(device)
+        self._encoder = self._model.encoder if halved is None else halved
 
     def start(self, pixels: torch.Tensor) -> tuple[Memory, State]:
-        with self._autocast():
-            return self._model.decoder.start(self._model.encoder(pixels.to(self._device)))
+        with self._arithmetic():
+            with torch.autocast(self._device.type, dtype=self._precision, enabled=self._half):
+                features = self._encoder(pixels.to(self._device)).float()
+            if self._precision == torch.float16:
+                features = features.masked_fill(~features.isfinite(), torch.nan)
+            return self._model.decoder.start(features)
 
     def step(self, tokens: torch.Tensor, state: State, memory: Memory) -> tuple[torch.Tensor, State]:
-        with self._autocast():
+        with self._arithmetic():
             return self._model.decoder.step(tokens, state, memory)
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bf16)
+    @contextmanager
+    def _arithmetic(self) -> Iterator[None]:
+        """On a GPU, fp32 is fp32; but beside a half-precision encoder its products are of 11 bits as those are, and
+        convolutions are done by the algorithm that is fastest here."""
+        if self._device.type != "cuda":
+            yield
+            return
+        cudnn: Any = torch.backends.cudnn
+        places: list[Any] = [torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn]
+        before, benchmark = [place.fp32_precision for place in places], cudnn.benchmark
+        try:
+            for place in places:
+                place.fp32_precision = "tf32" if self._half else "ieee"
+            cudnn.benchmark = self._half
+            yield
+        finally:
+            cudnn.benchmark = benchmark
+            for place, value in zip(places, before, strict=True):
+                place.fp32_precision = value
 
 
 class OpenVino:
     """The model compiled for this CPU, on as many threads as torch has when it is made."""
 
-    def __init__(self, model: CaptionModel, bf16: bool) -> None:
+    def __init__(self, model: CaptionModel, precision: torch.dtype = torch.float32) -> None:
         """Raises ImportError where OpenVINO is absent, RuntimeError where it cannot run the model."""
         size = model.config.image_size
         pixels = torch.randint(
@@ -74,8 +110,8 @@ class OpenVino:
         # Converted for two images of two hypotheses each, tried on others.
         two = (torch.arange(4), *(part.repeat_interleave(2, dim=0) for part in state), *memory)
         one = (torch.arange(3), *(part[:1].expand(3, -1) for part in state), *(part[:1] for part in memory))
-        self._start = _compile(_Start(model), (pixels[:2],), (pixels,), bf16)
-        self._step = _compile(_Step(model), two, one, bf16)
+        self._start = _compile(_Start(model), (pixels[:2],), (pixels,), precision)
+        self._step = _compile(_Step(model), two, one, precision)
 
     def start(self, pixels: torch.Tensor) -> tuple[Memory, State]:
         some = pixels if len(pixels) else pixels.new_zeros(1, *pixels.shape[1:])  # it keeps to old sizes at 0 rows
@@ -111,7 +147,9 @@ class _Step(nn.Module):
         return (logits, *state)
 
 
-def _compile(module: nn.Module, example: tuple[torch.Tensor, ...], other: tuple[torch.Tensor, ...], bf16: bool) -> Any:
+def _compile(
+    module: nn.Module, example: tuple[torch.Tensor, ...], other: tuple[torch.Tensor, ...], precision: torch.dtype
+) -> Any:
     """`module` as an OpenVINO request, for any number of rows. Raises RuntimeError where it gives for `other`, of
     other sizes than `example`, not what `module` gives: a size of the example may have become a constant."""
     import openvino
@@ -130,7 +168,7 @@ def _compile(module: nn.Module, example: tuple[torch.Tensor, ...], other: tuple[
     if len(example) == 1:
         converted.reshape([-1, *example[0].shape[1:]])
     options = {
-        "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
+        "INFERENCE_PRECISION_HINT": HINTS[precision],
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "NUM_STREAMS": 1,
         # Pinned, all workers of a machine would sit on its first cores.
@@ -138,7 +176,7 @@ def _compile(module: nn.Module, example: tuple[torch.Tensor, ...], other: tuple[
     }
     request = openvino.Core().compile_model(converted, "CPU", options).create_infer_request()
     for found, right in zip(_infer(request, other), expected, strict=True):
-        if found.shape != right.shape or not (found - right).norm() <= TOLERANCE[bf16] * right.norm():
+        if found.shape != right.shape or not (found - right).norm() <= TOLERANCE[precision] * right.norm():
             raise RuntimeError("its results are not PyTorch's")
     return request
 

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
+from jobs.common.gpus import EXECUTOR, TASK
+
 ROOT = Path(__file__).parents[1]
 LOCK = (ROOT / "requirements.lock").read_text()
 SPARK = re.search(r"^pyspark==(\S+)", LOCK, re.MULTILINE)[1]  # type: ignore[index]
@@ -63,7 +65,8 @@ def test_pods_are_nobody_and_secrets_are_references(role: str) -> None:
 def test_image_manifest_and_lock_name_one_spark() -> None:
     spec = manifest("caption.yaml")["spec"]
     assert spec["sparkVersion"] == SPARK
-    assert spec["sparkConf"]["spark.task.cpus"] == str(spec["executor"]["cores"])
+    assert EXECUTOR in spec["sparkConf"]
+    assert TASK not in spec["sparkConf"]  # or all tasks would hold a GPU
     assert spec["mainApplicationFile"].removeprefix("local:///opt/nic/") == "jobs/caption_images.py"
     version = re.search(r"FROM python:(3\.\d+)", DOCKERFILE)[1]  # type: ignore[index]
     assert f"/lib/python{version}/site-packages/pyspark" in DOCKERFILE

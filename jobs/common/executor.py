@@ -11,6 +11,7 @@ from threading import Condition
 from typing import Any
 
 import pyarrow as pa
+import torch
 
 from jobs.common import storage
 from jobs.common.storage import Access, Download, ObjectError, SystemicError
@@ -63,7 +64,8 @@ def caption_batches(
     while those before them are captioned.
 
     An image without content is fetched from its uri as `access` allows, ahead of captioning. Once fetching has failed
-    for a reason that is not an image's, all further rows are STOPPED, unfetched.
+    for a reason that is not an image's, all further rows are STOPPED, unfetched. Where a GPU has no room for one image
+    alone, a row that is STOPPED is the last.
     """
     # Row by row, so that a batch of large images is not copied as a whole.
     rows = (
@@ -75,8 +77,16 @@ def caption_batches(
         closing(fetch_ahead(rows, access or Access())) as fetched,
         closing(captioner.caption_stream(fetched)) as captioned,
     ):
-        while group := list(islice(captioned, captioner.batch_size)):
-            yield _record_batch([row for row, _ in group], [result for _, result in group])
+        try:
+            while group := list(islice(captioned, captioner.batch_size)):
+                yield _record_batch([row for row, _ in group], [result for _, result in group])
+        except torch.OutOfMemoryError as error:
+            yield stopped(f"no room for one image on {captioner.device}: {error}")
+
+
+def stopped(reason: str) -> pa.RecordBatch:
+    """One row of OUTPUT, of no image, which tells the driver to stop the run."""
+    return _record_batch([{}], [Failure(STOPPED, " ".join(reason.split()))])
 
 
 class ByteBudget:

@@ -6,10 +6,10 @@ import pyarrow as pa
 import pytest
 
 from jobs.common import storage
-from jobs.common.executor import INPUT, OUTPUT, caption_batches, fetch
+from jobs.common.executor import INPUT, OUTPUT, STOPPED, caption_batches, fetch
 from jobs.common.storage import Access
 from nic_model.captioner import Captioner, Failure
-from tests.nic_model.test_captioner import photographs
+from tests.nic_model.test_captioner import SmallGpu, photographs
 from tests.tiny import tiny_model_directory
 
 
@@ -59,6 +59,16 @@ def test_files_are_read_only_where_the_job_listed_them(captioner: Captioner, tmp
     secret.write_bytes(photographs(1)[0])
     (batch,) = caption_batches([record_batch(("1", None, secret.as_uri(), None))], captioner)
     assert batch.to_pylist()[0]["status"] == "fetch_error"
+
+
+def test_a_gpu_without_room_for_one_image_stops_the_run(tmp_path: Path) -> None:
+    captioner = Captioner.load(tiny_model_directory(tmp_path), batch_size=4)
+    captioner._execution = SmallGpu(captioner._execution, room=0)
+    images = [(str(number), None, None, content) for number, content in enumerate(photographs(3))]
+    (batch,) = caption_batches([record_batch(*images)], captioner)
+    (row,) = batch.to_pylist()
+    assert (row["status"], row["image_id"]) == (STOPPED, None)
+    assert row["error_message"] == "no room for one image on cpu: CUDA out of memory. Tried to allocate 2.00 GiB"
 
 
 def test_no_batches_no_batches(captioner: Captioner) -> None:

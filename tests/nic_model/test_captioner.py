@@ -13,6 +13,8 @@ from PIL import Image
 from nic_model.captioner import Caption, Captioner, Failure, pick_device
 from nic_model.checkpoint import FILES, ModelFiles, save_model
 from nic_model.config import DecodeConfig
+from nic_model.search import Decoder
+from nic_model.show_tell import Memory, State
 from tests.tiny import tiny_model, tiny_model_directory
 
 
@@ -183,3 +185,38 @@ def test_an_error_of_the_source_is_raised(directory: Path) -> None:
 
     with pytest.raises(RuntimeError, match="the source broke"):
         list(Captioner.load(directory).caption_stream(broken()))
+
+
+class SmallGpu:
+    """An execution with room for so many images at once, and no more."""
+
+    def __init__(self, execution: Decoder, room: int) -> None:
+        self._execution, self._room = execution, room
+        self.tried: list[int] = []
+
+    def start(self, pixels: torch.Tensor) -> tuple[Memory, State]:
+        self.tried.append(len(pixels))
+        if len(pixels) > self._room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\n2.00 GiB")
+        return self._execution.start(pixels)
+
+    def step(self, tokens: torch.Tensor, state: State, memory: Memory) -> tuple[torch.Tensor, State]:
+        return self._execution.step(tokens, state, memory)
+
+
+def test_a_batch_that_does_not_fit_is_halved(directory: Path) -> None:
+    contents, captioner = photographs(19), Captioner.load(directory, batch_size=8)
+    expected = captioner.caption(contents)
+    small = SmallGpu(captioner._execution, room=3)
+    captioner._execution = small
+    found = captioner.caption(contents)
+    assert small.tried == [8, 4, *[2] * 9, 1]  # 8 + 8 + 3 images, then two at a time for good
+    assert captioner.batch_size == 2
+    assert [getattr(a, "text", None) for a in found] == [getattr(b, "text", None) for b in expected]
+
+
+def test_no_room_for_one_image_is_raised(directory: Path) -> None:
+    captioner = Captioner.load(directory, batch_size=4)
+    captioner._execution = SmallGpu(captioner._execution, room=0)
+    with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
+        captioner.caption(photographs(5))

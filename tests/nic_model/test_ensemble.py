@@ -25,7 +25,7 @@ def test_words_have_the_mean_probability() -> None:
     """Of members of two kinds, with a beam, after the first word too."""
     members = [tiny_model(0), attending_model(1), tiny_model(2)]
     pixels = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
-    ensemble = Ensemble([PyTorch(member, torch.device("cpu"), bf16=False) for member in members])
+    ensemble = Ensemble([PyTorch(member, torch.device("cpu")) for member in members])
     memory, state = ensemble.start(pixels)
     alone = [member.decoder.start(member.encoder(pixels)) for member in members]
     for words in ([SOS] * 3, [4, 5, 6]):

@@ -42,7 +42,7 @@ def colours(n: int) -> torch.Tensor:
 @pytest.mark.parametrize("kind", KINDS)
 def test_compiled_gives_the_captions_of_pytorch(kind: str) -> None:
     model, config = model_of(kind), DecodeConfig(beam_size=3, max_length=8)
-    compiled, plain = (make_execution(model, CPU, bf16=False, engine=engine) for engine in ("openvino", "pytorch"))
+    compiled, plain = (make_execution(model, CPU, engine=engine) for engine in ("openvino", "pytorch"))
     assert isinstance(compiled, OpenVino)
     captions = set()
     for n in (1, 7, 2, 0):
@@ -57,7 +57,7 @@ def test_compiled_gives_the_captions_of_pytorch(kind: str) -> None:
 @torch.inference_mode()
 def test_half_precision_is_near() -> None:
     model, pixels = model_of("soft"), colours(5)
-    (annotations, _), (hidden, _) = OpenVino(model, bf16=True).start(pixels)
+    (annotations, _), (hidden, _) = OpenVino(model, torch.bfloat16).start(pixels)
     (right_annotations, _), (right_hidden, _) = model.decoder.start(model.encoder(pixels))
     torch.testing.assert_close(annotations, right_annotations, atol=0.3, rtol=0.1)
     torch.testing.assert_close(hidden, right_hidden, atol=0.1, rtol=0.1)
@@ -79,19 +79,19 @@ def test_what_was_compiled_wrong_is_not_used(caplog: pytest.LogCaptureFixture) -
     model = tiny_model()
     model.encoder = OnlyPairs(model.encoder)
     with caplog.at_level(logging.WARNING):
-        assert isinstance(make_execution(model, CPU, bf16=False), PyTorch)
+        assert isinstance(make_execution(model, CPU), PyTorch)
     assert "without OpenVINO" in caplog.text
     with pytest.raises(ValueError, match="engine openvino: "):
-        make_execution(model, CPU, bf16=False, engine="openvino")
+        make_execution(model, CPU, engine="openvino")
 
 
 def test_without_openvino_there_is_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
-    assert isinstance(make_execution(tiny_model(), CPU, bf16=False), PyTorch)
+    assert isinstance(make_execution(tiny_model(), CPU), PyTorch)
     with pytest.raises(ValueError, match="engine openvino: "):
-        make_execution(tiny_model(), CPU, bf16=False, engine="openvino")
+        make_execution(tiny_model(), CPU, engine="openvino")
 
 
 def test_unknown_engines_are_refused() -> None:
     with pytest.raises(ValueError, match="engine steam: allowed are auto, pytorch, openvino"):
-        make_execution(tiny_model(), CPU, bf16=False, engine="steam")
+        make_execution(tiny_model(), CPU, engine="steam")

@@ -1,0 +1,56 @@
+"""GPUs as Spark gives them out: to the tasks that caption, and to no others."""
+
+import os
+import socket
+from collections.abc import Iterable, Iterator
+
+from pyspark import TaskContext
+from pyspark.resource import ResourceProfile, ResourceProfileBuilder, TaskResourceRequests
+from pyspark.sql import SparkSession
+
+from jobs.common.storage import SystemicError
+from nic_model.captioner import pick_device
+
+EXECUTOR, TASK = "spark.executor.resource.gpu.amount", "spark.task.resource.gpu.amount"
+
+
+def task_device(requested: str) -> str:
+    """`auto` and `cuda` are the GPU that Spark assigned to the task, where it assigned one."""
+    context = TaskContext.get()
+    gpu = context.resources().get("gpu") if context else None
+    if not gpu or requested not in ("auto", "cuda"):
+        return requested
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # as nvidia-smi, which discovery asks, numbers them
+    return f"cuda:{gpu.addresses[0]}"
+
+
+def caption_profile(spark: SparkSession, device: str, share: float) -> ResourceProfile | None:
+    """What a captioning task is given where Spark's settings give GPUs to executors and none to tasks: `share` of a
+    GPU, and that share of the executor's cores. The tasks of all other stages hold no GPU. Elsewhere None."""
+    conf = spark.sparkContext.getConf()
+    gpus = int(conf.get(EXECUTOR, "0") or 0)
+    local = (spark.sparkContext.master or "").startswith("local")
+    if not gpus or conf.contains(TASK) or device not in ("auto", "cuda") or local:
+        return None
+    cores = int(conf.get("spark.executor.cores", "0") or 0)
+    cpus = max(int(conf.get("spark.task.cpus", "1") or 1), int(cores * share / gpus))
+    return ResourceProfileBuilder().require(TaskResourceRequests().cpus(cpus).resource("gpu", share)).build
+
+
+def check_gpus(spark: SparkSession, device: str, profile: ResourceProfile | None) -> None:
+    """Asks an executor whether it has the GPU that `device` asks for, or that Spark assigns. Raises SystemicError, in
+    one line, where it has not."""
+    if not (device.startswith("cuda") or spark.sparkContext.getConf().contains(EXECUTOR)):
+        return
+
+    def missing(_: Iterable[int]) -> Iterator[str]:
+        try:
+            pick_device(task_device(device))
+        except ValueError as error:
+            yield f"{socket.gethostname()}: {error}"
+
+    asked = spark.sparkContext.parallelize([0], 1)
+    if profile is not None:
+        asked = asked.withResources(profile)
+    for problem in asked.mapPartitions(missing).collect():
+        raise SystemicError(problem)
