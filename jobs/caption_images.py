@@ -56,7 +56,7 @@ class JobConfig(Config):
     precision: str = option("auto", "auto is fp16 on a GPU, fp32 on a CPU", choices=PRECISIONS)
     batch_size: int = option(0, "images captioned at once; 0: 256 on a GPU, 32 on a CPU", least=0)
     decode_on: str = option(
-        "cpu", "gpu: JPEGs are decoded by nvJPEG, faster where they are large, to other captions", choices=DECODE_ON
+        "cpu", "gpu: JPEGs are decoded by nvJPEG, to pixels and captions that differ a little", choices=DECODE_ON
     )
     limit: int = option(0, "caption at most this many images; 0: all", least=0)
     mode: str = option(

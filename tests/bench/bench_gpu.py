@@ -16,7 +16,8 @@ and how end to end compares with the slowest stage.
 
     .venv/bin/python tests/bench/bench_gpu.py --agreement '../shared/flickr8k/dev-*.parquet' --images 300
 
-counts instead how many captions of the shipped model in fp16 and in bf16 are those of fp32, on any device.
+counts instead how many captions of the shipped model in fp16 and in bf16 are those of fp32, on any device, and, on a
+GPU, how many of the images that nvJPEG decodes.
 """
 
 import argparse
@@ -115,6 +116,7 @@ def load(options: argparse.Namespace, directory: Path) -> Captioner:
         batch_size=options.batch_size,
         engine="pytorch",
         record=True,
+        decode_on=options.decode_on,
     )
 
 
@@ -190,12 +192,15 @@ def agreement(options: argparse.Namespace) -> None:
     contents = contents[: options.images]
     print(f"{len(contents)} images, {options.model.name}, {DECODING}, {describe(options)}")
     right: list[str] = []
-    for precision in ("fp32", "fp16", "bf16"):
+    ways = [("fp32", "cpu"), ("fp16", "cpu"), ("bf16", "cpu")]
+    ways += [("fp32", "gpu")] if torch.device(options.device).type == "cuda" else []
+    for precision, decode_on in ways:
         captioner = Captioner.load(options.model, decode_config=DECODING, device=options.device, precision=precision,
-                                   batch_size=options.batch_size, engine="pytorch")  # fmt: skip
+                                   batch_size=options.batch_size, engine="pytorch", decode_on=decode_on)  # fmt: skip
         found = [getattr(result, "text", "") for result in captioner.caption(contents)]
         right = right or found
-        print(f"{precision}: {sum(a == b for a, b in zip(found, right, strict=True)) / len(right):.1%} as in fp32")
+        equal = sum(a == b for a, b in zip(found, right, strict=True)) / len(right)
+        print(f"{precision}, JPEGs decoded on the {decode_on}: {equal:.1%} as in fp32")
 
 
 def describe(options: argparse.Namespace) -> str:
@@ -221,6 +226,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--images", type=int, default=16384, help="of each task")
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--precision", default="auto")
+    parser.add_argument("--decode-on", default="cpu", choices=("cpu", "gpu"), help="gpu: nvJPEG")
     parser.add_argument("--encoder", default="resnet50")
     parser.add_argument("--encoder-weights", type=Path, help="a state dict: .safetensors or .pth")
     parser.add_argument("--decoders", nargs="+", default=list(TARGETS), choices=list(TARGETS))
