@@ -40,7 +40,8 @@ def caption_profile(spark: SparkSession, device: str, share: float) -> ResourceP
 def check_gpus(spark: SparkSession, device: str, profile: ResourceProfile | None) -> None:
     """Asks an executor whether it has the GPU that `device` asks for, or that Spark assigns. Raises SystemicError, in
     one line, where it has not."""
-    if not (device.startswith("cuda") or spark.sparkContext.getConf().contains(EXECUTOR)):
+    assigned = device == "auto" and spark.sparkContext.getConf().contains(EXECUTOR)
+    if not (assigned or device.startswith("cuda")):
         return
 
     def missing(_: Iterable[int]) -> Iterator[str]:
