@@ -1,4 +1,5 @@
-"""Recorded search, on a CPU: the same buffers and the same order of work as on a GPU, without its graphs."""
+"""Recorded search, on a CPU: the same buffers and the same order of work as on a GPU, without its graphs; and on a GPU
+where there is one."""
 
 import logging
 from pathlib import Path
@@ -24,10 +25,11 @@ def words(found: list[list[Hypothesis]]) -> list[list[list[int]]]:
     return [[hypothesis.tokens for hypothesis in image] for image in found]
 
 
+@pytest.mark.parametrize("device", [CPU, *([torch.device("cuda")] if torch.cuda.is_available() else [])])
 @pytest.mark.parametrize("kind", ["show_tell", "soft"])
-def test_recorded_search_is_beam_search(kind: str) -> None:
-    execution = PyTorch(model_of(kind), CPU)
-    recorded = RecordedSearch(execution, CONFIG, batch_size=8, image_size=64, device=CPU)
+def test_recorded_search_is_beam_search(kind: str, device: torch.device) -> None:
+    execution = PyTorch(model_of(kind), device)
+    recorded = RecordedSearch(execution, CONFIG, batch_size=8, image_size=64, device=device)
     batches = colours(21).split([8, 1, 7, 5])
     pending = [recorded.submit(batch) for batch in batches]  # none is waited for before the next is submitted
     found = [words(batch.wait()) for batch in pending]
