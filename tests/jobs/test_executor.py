@@ -62,7 +62,7 @@ def test_files_are_read_only_where_the_job_listed_them(captioner: Captioner, tmp
 
 
 def test_a_gpu_without_room_for_one_image_stops_the_run(tmp_path: Path) -> None:
-    captioner = Captioner.load(tiny_model_directory(tmp_path), batch_size=4)
+    captioner = Captioner.load(tiny_model_directory(tmp_path), batch_size=4, engine="pytorch")
     captioner._execution = SmallGpu(captioner._execution, room=0)
     images = [(str(number), None, None, content) for number, content in enumerate(photographs(3))]
     (batch,) = caption_batches([record_batch(*images)], captioner)

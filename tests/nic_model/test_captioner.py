@@ -205,7 +205,7 @@ class SmallGpu:
 
 
 def test_a_batch_that_does_not_fit_is_halved(directory: Path) -> None:
-    contents, captioner = photographs(19), Captioner.load(directory, batch_size=8)
+    contents, captioner = photographs(19), Captioner.load(directory, batch_size=8, engine="pytorch")
     expected = captioner.caption(contents)
     small = SmallGpu(captioner._execution, room=3)
     captioner._execution = small
@@ -216,7 +216,7 @@ def test_a_batch_that_does_not_fit_is_halved(directory: Path) -> None:
 
 
 def test_no_room_for_one_image_is_raised(directory: Path) -> None:
-    captioner = Captioner.load(directory, batch_size=4)
+    captioner = Captioner.load(directory, batch_size=4, engine="pytorch")
     captioner._execution = SmallGpu(captioner._execution, room=0)
     with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
         captioner.caption(photographs(5))
