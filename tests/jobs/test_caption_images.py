@@ -202,6 +202,8 @@ def test_failure_rate_decides_the_exit_status(model: Path, tmp_path: Path, capsy
         (["--max-attempts", "0"], "--max-attempts 0: must be at least 1"),
         (["--images", "tests/jobs"], "--images tests/jobs: no image files there; taken for images are .bmp"),
         (["--model", "nothing"], "--model nothing: no such directory"),
+        (["--gpu-share", "1.5"], "--gpu-share 1.5: must be above 0 and at most 1"),
+        (["--precision", "int8"], "--precision int8: allowed are auto, fp32, fp16, bf16"),
         (["--device", "tpu"], "--device tpu: allowed are auto, cpu, cuda, or cuda:N"),
         (["--mode", "append"], "--mode append: allowed are resume, overwrite"),
         (["--format", "csv"], "--format csv: allowed are parquet, delta, iceberg"),
