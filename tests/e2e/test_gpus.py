@@ -3,8 +3,6 @@
 import json
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
@@ -12,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.cluster import plain_environment, standalone_cluster
+from tests.e2e.cluster import standalone_cluster
+from tests.e2e.test_caption import PROJECT, submit
 
-PROJECT = Path(__file__).parents[2]
 DISCOVERY = PROJECT / "infra" / "docker" / "find-gpus.sh"
 GPUS = ("--conf", "spark.executor.resource.gpu.amount=2", "--conf", "spark.executor.cores=4")
 
@@ -35,18 +33,6 @@ def gpu_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield url
 
 
-def submit(folder: Path, url: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [PROJECT / "spark-submit.sh", "--master", url, *GPUS, *arguments],
-        cwd=folder,
-        env=plain_environment(NIC_PYTHON=sys.executable, SPARK_LOCAL_IP="127.0.0.1"),
-        text=True,
-        capture_output=True,
-        timeout=300,
-        check=False,
-    )
-
-
 def together(tasks: list[dict[str, Any]]) -> list[tuple[str, str]]:
     """The devices of each two tasks that ran at the same time."""
     return [
@@ -61,7 +47,9 @@ def most_at_once(tasks: list[dict[str, Any]]) -> int:
 
 
 def test_gpus_go_to_the_tasks_that_caption(gpu_cluster: str, tmp_path: Path) -> None:
-    done = submit(tmp_path, gpu_cluster, PROJECT / "tests" / "e2e" / "gpu_tasks.py", tmp_path / "seen.json")
+    done = submit(
+        tmp_path, "--master", gpu_cluster, *GPUS, PROJECT / "tests" / "e2e" / "gpu_tasks.py", tmp_path / "seen.json"
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     seen = json.loads((tmp_path / "seen.json").read_text())
     assert len(seen) == 18
@@ -83,7 +71,7 @@ def test_gpus_go_to_the_tasks_that_caption(gpu_cluster: str, tmp_path: Path) -> 
 @pytest.mark.skipif("__import__('torch').cuda.is_available()", reason="there is a GPU here")
 def test_an_assigned_gpu_that_is_not_there_gets_one_line(gpu_cluster: str, tmp_path: Path) -> None:
     """Spark believes what discovery says; torch does not."""
-    done = submit(tmp_path, gpu_cluster, "jobs/caption_images.py")
+    done = submit(tmp_path, "--master", gpu_cluster, *GPUS, "jobs/caption_images.py")
     assert done.returncode == 1
     printed = done.stdout + done.stderr  # Spark puts both into one
     [error] = [line for line in printed.splitlines() if line.startswith("error: ")]
