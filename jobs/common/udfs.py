@@ -73,7 +73,9 @@ def _shared_folder() -> Path:
     """A folder that goes when the application does: one for all of its executors on this machine where Spark gave them
     one (standalone, YARN), else this executor's."""
     own = Path(os.environ["SPARK_LOCAL_DIRS"].split(",")[0])
-    return own if own.parent.stat().st_mode & stat.S_IWOTH else own.parent  # what others can write to is not ours
+    shared = own.parent
+    ours = os.access(shared, os.W_OK) and not shared.stat().st_mode & stat.S_IWOTH
+    return shared if ours else own
 
 
 def use_task_cores() -> None:
