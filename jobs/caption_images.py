@@ -207,11 +207,15 @@ def _run_waves(spark: SparkSession, job: Job, target: Target, check: Callable[[]
     size = config.wave_size or waves.IMAGES_PER_CORE * spark.sparkContext.defaultParallelism
     if config.mode == "overwrite":
         existing, size = None, sys.maxsize  # what is replaced at once is one wave
+    clock = time.monotonic()
     plan = waves.plan(images, target, existing, job.keys(), waves.Limits(config.limit, size, config.max_attempts))
     outcome.duplicates = plan.duplicates
+    total, seconds = sum(wave.size for wave in plan.waves), time.monotonic() - clock
+    logger.info("%d images to caption, found in %.1f s; waves: %d", total, seconds, len(plan.waves))
     storage.probe(plan.some_objects(), job.access)
     for number, wave in enumerate(plan.waves):
-        name = f"{job.run_id}-{number:05}"
+        # In Parquet each commit that is replaced is a wave of its own; they are captioned together.
+        name = f"{job.run_id}-{number:05}{'-together' if len(wave.replaces) > 1 else ''}"
         rows = target.stage(transform(plan.read(wave), job), name)
         outcome.add(rows)
         check()
@@ -273,7 +277,7 @@ def _show(rows: Iterable[Row]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     job = check(parse_args(arguments))
-    spark = build_session("caption_images")
+    spark = build_session("caption_images", job.access.endpoint)
     master = spark.sparkContext.master or ""
     if master.startswith("local"):
         pick_device(job.config.device)  # the executor is here, so what it lacks can be said now

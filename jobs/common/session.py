@@ -27,17 +27,27 @@ DELTA = {
     "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
 }
 
+# Set where hadoop-aws is among those jars: keys, profile and role come from where boto3 looks for them too.
+S3A = {
+    "spark.hadoop.fs.s3a.aws.credentials.provider": "software.amazon.awssdk.auth.credentials.DefaultCredentialsProvider"
+}
 
-def build_session(name: str) -> SparkSession:
-    """The session that spark-submit configured, with SETTINGS where it left them open."""
+
+def build_session(name: str, s3_endpoint: str | None = None) -> SparkSession:
+    """The session that spark-submit configured, with SETTINGS where it left them open. `s3_endpoint` is the URL of the
+    server behind `s3a://`, where that is not Amazon's."""
     builder = SparkSession.builder.appName(name)
     if "PYSPARK_GATEWAY_PORT" in os.environ:  # before that is connected to, a SparkConf does not know spark-submit's
         SparkContext._ensure_initialized()
     conf = SparkConf()
-    if any("delta-spark" in (conf.get(key) or "") for key in ("spark.jars", "spark.jars.packages")):
-        for key, value in DELTA.items():
-            if not conf.contains(key):
-                builder = builder.config(key, value)
+    jars = " ".join(conf.get(key) or "" for key in ("spark.jars", "spark.jars.packages"))
+    settings = {**(DELTA if "delta-spark" in jars else {}), **(S3A if "hadoop-aws" in jars else {})}
+    if s3_endpoint:
+        settings["spark.hadoop.fs.s3a.endpoint"] = s3_endpoint
+        settings["spark.hadoop.fs.s3a.path.style.access"] = "true"  # as storage.py asks other servers
+    for key, value in settings.items():
+        if not conf.contains(key):
+            builder = builder.config(key, value)
     spark = builder.getOrCreate()
     given = dict(spark.sparkContext.getConf().getAll())
     for key, value in SETTINGS.items():
@@ -48,7 +58,10 @@ def build_session(name: str) -> SparkSession:
 
 
 # What a Python worker or the disk says that ends a run, whatever the image: not a bug of the job.
-SYSTEMIC = re.compile(r"(?:SystemicError|OutOfMemoryError): ([^\n]*)|(No space left on device|Disk quota exceeded)")
+SYSTEMIC = re.compile(
+    r"(?:SystemicError|OutOfMemoryError): ([^\n]*)"
+    r"|(No space left on device|Disk quota exceeded|No AWS Credentials provided by \w+)"
+)
 
 
 def systemic(error: BaseException) -> str | None:

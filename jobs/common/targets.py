@@ -3,18 +3,20 @@
 Whatever the format, a commit is seen whole or not at all, and replaces the rows of the same image, model and decoding.
 
 - Parquet, a path or a catalog table: a commit is one file, put in place in one step. Rows that are replaced stand in
-  files of earlier commits, so a wave that replaces rows replaces those of one file, by putting in its place a file of
-  its other rows and the new ones. A reader that listed the folder before and opens that file after may have to try
+  files of earlier commits, so a wave that replaces rows is a commit for each of these, which puts in its place a file
+  of its other rows and the new ones. A reader that listed the folder before and opens that file after may have to try
   again; it never sees other rows than those before or after.
 - Delta and Iceberg: a commit is a transaction, an INSERT of new images or a MERGE of rows that replace others.
 """
 
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import reduce
 from operator import and_
 from typing import Any
 
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from jobs.common import tables
@@ -45,8 +47,8 @@ class Target:
         """Makes the table where there is none; adds the columns that it lacks."""
         raise NotImplementedError
 
-    def commit(self, rows: DataFrame, name: str, replaces: str | None) -> None:
-        """Adds `rows`, which are staged, or puts them in the place of others: of those of the commit `replaces`.
+    def commit(self, rows: DataFrame, name: str, replaces: Collection[str]) -> None:
+        """Adds `rows`, which are staged, or puts them in the place of others: of those of the commits `replaces`.
         `name` is unique."""
         raise NotImplementedError
 
@@ -93,18 +95,37 @@ class ParquetTarget(Target):
         if tables.is_table_name(self.location):
             tables.create(self.spark, self.location, tables.CAPTIONS, "parquet")
 
-    def commit(self, rows: DataFrame, name: str, replaces: str | None) -> None:
+    def commit(self, rows: DataFrame, name: str, replaces: Collection[str]) -> None:
         folder = self._folder()
         assert folder is not None
-        if replaces is not None:
-            before = self.spark.read.schema(tables.CAPTIONS).parquet(folder.at(replaces))
-            keys = F.broadcast(rows.select(*KEYS))
-            same = reduce(and_, (before[key].eqNullSafe(keys[key]) for key in KEYS))
-            rows = before.join(keys, same, how="left_anti").unionByName(rows)
-        self.stage(rows.to(tables.CAPTIONS).coalesce(1), f"{name}-whole")
-        (file,) = self.staging.names(f"{name}-whole")
-        folder.place(Folder(self.spark, self.staging.at(f"{name}-whole")), file, replaces or f"{name}.parquet")
+        if not replaces:
+            self._place(rows, folder, name, f"{name}.parquet")
+        else:
+            cores = self.spark.sparkContext.defaultParallelism
+            with ThreadPoolExecutor(min(len(replaces), cores)) as pool:  # each writes with one core
+
+                def replace(number: int, file: str) -> None:
+                    self._place(self._merged(rows, folder.at(file)), folder, f"{name}-{number}", file)
+
+                for _ in pool.map(replace, range(len(replaces)), replaces):
+                    pass  # raises what was raised there
         self._refresh()
+
+    def _merged(self, rows: DataFrame, path: str) -> DataFrame:
+        """The rows of the file, those of `rows` in the place of those that they replace."""
+        before = self.spark.read.schema(tables.CAPTIONS).parquet(path)
+
+        def matching(other: DataFrame) -> Column:
+            return reduce(and_, (before[key].eqNullSafe(other[key]) for key in KEYS))
+
+        keys = rows.select(*KEYS)
+        others = before.join(keys, matching(keys), how="left_anti")
+        return others.unionByName(rows.join(before, matching(rows), how="left_semi"))
+
+    def _place(self, rows: DataFrame, folder: Folder, name: str, file: str) -> None:
+        self.stage(rows.to(tables.CAPTIONS).coalesce(1), f"{name}-whole")
+        (staged,) = self.staging.names(f"{name}-whole")
+        folder.place(Folder(self.spark, self.staging.at(f"{name}-whole")), staged, file)
 
     def overwrite(self, rows: DataFrame) -> None:
         folder = self._folder()
@@ -145,11 +166,11 @@ class TransactionTarget(Target):
         if provider.lower() != self.format:
             raise ValueError(f"--captions {self.location}: is a table of format {provider}; choose it by --format")
 
-    def commit(self, rows: DataFrame, name: str, replaces: str | None) -> None:
+    def commit(self, rows: DataFrame, name: str, replaces: Collection[str]) -> None:
         columns = ", ".join(tables.CAPTIONS.names)
         view = f"rows_{name.replace('-', '_')}"
         rows.select(tables.CAPTIONS.names).hint("rebalance").createOrReplaceTempView(view)
-        if replaces is None:
+        if not replaces:
             self.spark.sql(f"INSERT INTO {self._name} ({columns}) SELECT {columns} FROM {view}")
         else:
             same = " AND ".join(f"old.{key} <=> new.{key}" for key in KEYS)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import groupby
 
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
@@ -12,17 +13,20 @@ from jobs.common.targets import Target
 
 # Some minutes of captioning for a core without a GPU.
 IMAGES_PER_CORE = 10_000
+BROADCAST = 1_000_000  # ids that the driver and each executor can hold
+COMMITS = 200  # that a wave replaces rows of
 PROBED = 8  # objects tried before the first wave
+NAMED = ("id", "no_id")  # what the image is joined by
 
 Units = Iterable[tuple[str | None, str | None, int]]
 
 
 @dataclass(frozen=True)
 class Wave:
-    """A part of what is to be captioned: of the rows that replace those of one commit, or none, those of some `units`,
-    which are files of the source's content or of the list itself."""
+    """A part of what is to be captioned: of the rows that replace those of some commits, or none, those of some
+    `units`, which are files of the source's content or of the list itself."""
 
-    replaces: str | None
+    replaces: tuple[str, ...]
     units: tuple[str | None, ...]
     size: int
 
@@ -45,15 +49,16 @@ class Plan:
 
     def read(self, wave: Wave) -> DataFrame:
         """The wave's images, as TO_CAPTION. Of a source with content, the files of the wave alone are read."""
-        todo = _of_units(self.todo.where(F.col("replaces").eqNullSafe(F.lit(wave.replaces))), wave)
+        replaces = F.col("replaces").isin(*wave.replaces) if wave.replaces else F.col("replaces").isNull()
+        todo = _of_units(self.todo.where(replaces), wave)
         if not self.images.has_content:
             # Several tasks for each core, so that all end at about the same time. Ids and uris are quickly moved.
             tasks = TASKS_PER_CORE * todo.sparkSession.sparkContext.defaultParallelism
             rows = todo.withColumn("content", F.lit(None).cast("binary")).repartition(min(tasks, wave.size))
             return rows.select(tables.TO_CAPTION.names)
-        wanted = F.broadcast(
-            todo.select(F.col("image_id").alias("id"), F.col("image_version").alias("version"), "attempts")
-        )
+        wanted = todo.select(F.col("image_id").alias("id"), F.col("image_version").alias("version"), "attempts")
+        if wave.size <= BROADCAST:
+            wanted = F.broadcast(wanted)  # or Spark, which does not know how few they are, would move the images
         same = F.col("image_id").eqNullSafe(F.col("id")) & F.col("image_version").eqNullSafe(F.col("version"))
         rows = spread(_of_units(self.images.rows, wave)).join(wanted, same, how="inner")
         if self.duplicates:
@@ -87,40 +92,67 @@ class Limits:
 def find_todo(images: Images, existing: DataFrame | None, keys: Mapping[str, str], max_attempts: int) -> DataFrame:
     """A row for each image to caption: which attempt it is, the commit that it `replaces` a row of, and how many rows
     of the source name it. One join."""
-    rows = images.rows.select("image_id", "image_version", "uri", "unit")
+    rows = _named(images.rows.select("image_id", "image_version", "uri", "unit"))
     if images.unique:
         rows = rows.withColumn("copies", F.lit(1).cast("long"))
     else:
-        # The same one of several each time, or an image of two versions would change every night.
+        # The same one of several each time, or an image of two versions would change every night. Grouped by what is
+        # joined on, so that rows are shuffled once.
         one = F.max(F.struct("image_version", "uri", "unit")).alias("one")
-        rows = rows.groupBy("image_id").agg(one, F.count("*").alias("copies"))
-        rows = rows.select("image_id", "one.*", "copies")
+        image_id = F.when(~F.col("no_id"), F.col("id")).alias("image_id")
+        rows = rows.groupBy(*NAMED).agg(one, F.count("*").alias("copies"))
+        rows = rows.select(*NAMED, image_id, "one.*", "copies")
     if existing is None:
-        return rows.withColumns({"attempts": F.lit(1), "replaces": F.lit(None).cast("string")})
-    done = existing.where(tables.having(keys)).select(
-        F.col("image_id").alias("id"), F.col("image_version").alias("version"), "status", "commit",
-        F.coalesce("attempts", F.lit(1)).alias("tried"),
-    )  # fmt: skip
-    changed = ~F.col("image_version").eqNullSafe(F.col("version"))
-    again = (F.col("status") != "ok") & (F.col("tried") < max_attempts)
-    return (
-        rows.join(done, F.col("image_id").eqNullSafe(F.col("id")), how="left")
-        .where(F.col("commit").isNull() | changed | again)
-        .withColumn("attempts", F.when(F.col("commit").isNull() | changed, 1).otherwise(F.col("tried") + 1))
-        .withColumnRenamed("commit", "replaces")
-        .select("image_id", "image_version", "uri", "unit", "copies", "attempts", "replaces")
-    )
+        todo = rows.withColumns({"attempts": F.lit(1), "replaces": F.lit(None).cast("string")})
+    else:
+        done = _named(existing.where(tables.having(keys))).select(
+            *NAMED, F.col("image_version").alias("version"), "status", "commit",
+            F.coalesce("attempts", F.lit(1)).alias("tried"),
+        )  # fmt: skip
+        changed = ~F.col("image_version").eqNullSafe(F.col("version"))
+        again = (F.col("status") != "ok") & (F.col("tried") < max_attempts)
+        todo = (
+            rows.join(done, list(NAMED), how="left")
+            .where(F.col("commit").isNull() | changed | again)
+            .withColumn("attempts", F.when(F.col("commit").isNull() | changed, 1).otherwise(F.col("tried") + 1))
+            .withColumnRenamed("commit", "replaces")
+        )
+    return todo.select("image_id", "image_version", "uri", "unit", "copies", "attempts", "replaces")
+
+
+def _named(rows: DataFrame) -> DataFrame:
+    """With NAMED, in which a null image_id equals another: Spark would make these columns to join on, but shuffle by
+    them anew what is grouped by image_id already."""
+    return rows.withColumns({"id": F.coalesce("image_id", F.lit("")), "no_id": F.col("image_id").isNull()})
 
 
 def cut(units: Units, size: int) -> list[Wave]:
-    """Waves of up to `size` images, or of one unit where that has more. New images come first."""
+    """Waves of up to `size` images, or of one unit where that has more. New images come first. Rows that replace those
+    of one commit are in one wave, where it holds them, so that each commit is replaced once; or else in waves of their
+    own, since a wave is what its commits and its units have in common."""
     waves: list[Wave] = []
-    for replaces, unit, n in sorted(units, key=lambda u: (u[0] or "", u[1] or "")):
+    joinable = False  # whether the last wave is of whole commits
+    for commit, group in groupby(sorted(units, key=lambda u: (u[0] or "", u[1] or "")), key=lambda u: u[0]):
+        parts = _cut_commit(list(group), size)
+        whole = commit is not None and len(parts) == 1
+        if joinable and whole and len(waves[-1].replaces) < COMMITS and waves[-1].size + parts[0].size <= size:
+            last, part = waves.pop(), parts[0]
+            units_of_both = tuple(dict.fromkeys((*last.units, *part.units)))
+            parts = [Wave((*last.replaces, *part.replaces), units_of_both, last.size + part.size)]
+        waves += parts
+        joinable = whole
+    return waves
+
+
+def _cut_commit(units: list[tuple[str | None, str | None, int]], size: int) -> list[Wave]:
+    """Those that replace rows of one commit, or none."""
+    waves: list[Wave] = []
+    for commit, unit, n in units:
         last = waves[-1] if waves else None
-        if last and last.replaces == replaces and last.size + n <= size:
-            waves[-1] = Wave(replaces, (*last.units, unit), last.size + n)
+        if last and last.size + n <= size:
+            waves[-1] = Wave(last.replaces, (*last.units, unit), last.size + n)
         else:
-            waves.append(Wave(replaces, (unit,), n))
+            waves.append(Wave(() if commit is None else (commit,), (unit,), n))
     return waves
 
 

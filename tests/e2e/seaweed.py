@@ -3,11 +3,14 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import urllib.request
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -67,6 +70,16 @@ class Seaweed:
         """The URL of the server's Iceberg REST catalog. Its warehouses are table buckets."""
         return f"http://127.0.0.1:{self.ports[8]}"
 
+    def requests(self) -> Counter[str]:
+        """How many the server has answered, by `BUCKET KIND`: GET, HEAD, LIST, PUT and others."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.ports[9]}/metrics", timeout=30) as answer:
+            text = answer.read().decode()
+        pattern = r'^SeaweedFS_s3_request_total{bucket="(.*?)",code=".*?",type="(.*?)"} (\S+)$'
+        counts = Counter[str]()
+        for bucket, kind, count in re.findall(pattern, text, re.MULTILINE):
+            counts[f"{bucket} {kind}"] += int(float(count))
+        return counts
+
     def create_table_bucket(self, name: str) -> None:
         """Tables in it belong to the administrator."""
         weed = Path(sys.executable).with_name("weed")
@@ -80,7 +93,7 @@ class Seaweed:
             raise RuntimeError(said.stdout + said.stderr)
 
     def start(self) -> None:
-        s3, master, volume, filer, s3_grpc, master_grpc, volume_grpc, filer_grpc, catalog = self.ports
+        s3, master, volume, filer, s3_grpc, master_grpc, volume_grpc, filer_grpc, catalog, metrics = self.ports
         options = {
             "dir": self.folder / "data",
             "ip": "127.0.0.1",
@@ -90,6 +103,7 @@ class Seaweed:
             "s3.port.iceberg": catalog,
             "s3.port.lance": 0,  # else a fixed port, which two servers on one machine cannot both have
             "s3.config": self.folder / "identities.json",
+            "metricsPort": metrics,
             "master.port": master,
             "master.port.grpc": master_grpc,
             "master.volumeSizeLimitMB": 64,
@@ -128,7 +142,8 @@ class Seaweed:
         end = time.monotonic() + START_SECONDS
         while time.monotonic() < end:
             if self.process.poll() is not None:
-                raise RuntimeError((self.folder / "log").read_text()[-4000:])
+                log = (self.folder / "log").read_text()
+                raise RuntimeError(f"{log[:2000]}\n...\n{log[-4000:]}")
             try:
                 self.admin().create_bucket(Bucket="ready")
                 self.admin().put_object(Bucket="ready", Key="now", Body=b"yes")
@@ -154,7 +169,7 @@ def seaweed(folder: Path) -> Iterator[Seaweed]:
         ),
     ]  # fmt: skip
     (folder / "identities.json").write_text(json.dumps({"identities": identities}))
-    server = Seaweed(folder, free_ports(9))
+    server = Seaweed(folder, free_ports(10))
     server.start()
     try:
         yield server

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from pyspark.sql import DataFrame, Row, SparkSession
+from pyspark.sql import functions as F
 
 from jobs import caption_images
 from jobs.common import files, tables, waves
@@ -22,17 +23,25 @@ from tests.tiny import tiny_model_directory
     ("units", "size", "expected"),
     [
         ([], 10, []),
-        ([(None, "a", 3), (None, "b", 7)], 10, [Wave(None, ("a", "b"), 10)]),
-        ([(None, "a", 3), (None, "b", 8)], 10, [Wave(None, ("a",), 3), Wave(None, ("b",), 8)]),
-        ([(None, "a", 30)], 10, [Wave(None, ("a",), 30)]),
-        ([(None, None, 5)], 10, [Wave(None, (None,), 5)]),
+        ([(None, "a", 3), (None, "b", 7)], 10, [Wave((), ("a", "b"), 10)]),
+        ([(None, "a", 3), (None, "b", 8)], 10, [Wave((), ("a",), 3), Wave((), ("b",), 8)]),
+        ([(None, "a", 30)], 10, [Wave((), ("a",), 30)]),
+        ([(None, None, 5)], 10, [Wave((), (None,), 5)]),
+        # Commits are replaced whole, several at once...
         (
-            [("old", "a", 1), (None, "a", 1), ("older", "a", 1)],
+            [("old", "a", 1), (None, "a", 1), ("older", "a", 1), ("older", "b", 1)],
             10,
-            [Wave(None, ("a",), 1), Wave("old", ("a",), 1), Wave("older", ("a",), 1)],
+            [Wave((), ("a",), 1), Wave(("old", "older"), ("a", "b"), 3)],
+        ),
+        # ...as many as a wave holds; and what is cut within a commit is by itself, or units would be taken twice.
+        (
+            [("1", "a", 4), ("2", "b", 7), ("3", "a", 6), ("3", "b", 6), ("4", "b", 1)],
+            10,
+            [Wave(("1",), ("a",), 4), Wave(("2",), ("b",), 7), Wave(("3",), ("a",), 6), Wave(("3",), ("b",), 6),
+             Wave(("4",), ("b",), 1)],
         ),
     ],
-)
+)  # fmt: skip
 def test_cut(units: list[tuple[str | None, str | None, int]], size: int, expected: list[Wave]) -> None:
     assert waves.cut(units, size) == expected
 
@@ -118,6 +127,41 @@ def test_nights(
     assert rows.schema["caption"].metadata.get("comment")
     left = [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
     assert left == []
+
+
+@pytest.mark.parametrize("table", FORMATS, indirect=True)
+def test_fifty_new_and_ten_failed(
+    spark: SparkSession, model: Path, table: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Among many that are done exactly these are captioned, whatever files their rows stand in."""
+    images = tmp_path / "images.parquet"
+    photograph = photographs(1)[0]
+    failed = {f"{number}.png" for number in range(0, 100, 10)}
+
+    def write(count: int, bad: set[str]) -> None:
+        names = [f"{number}.png" for number in range(count)]
+        rows = [(name, "1", bytearray(b"no image" if name in bad else photograph)) for name in names]
+        columns = "image_id string, image_version string, content binary"
+        spark.createDataFrame(rows, columns).repartition(5).write.mode("overwrite").parquet(str(images))
+
+    def n_files() -> int:
+        return load(spark, *table).select(F.input_file_name()).distinct().count()
+
+    write(100, failed)
+    assert run(model, images, table, "--wave-size", 40) == 0
+    assert n_files() == 3  # one for each wave, of two of the five files with 20 images each
+    first = read(spark, *table)
+    assert {name for name, row in first.items() if row["status"] != "ok"} == failed
+    write(150, set())
+    capsys.readouterr()
+    assert run(model, images, table) == 0
+    assert "\n60 images in " in capsys.readouterr().out
+    second = read(spark, *table)
+    assert {name for name, row in second.items() if row != first.get(name)} == failed | second.keys() - first.keys()
+    assert len(second) == 150
+    assert {row["status"] for row in second.values()} == {"ok"}
+    assert {row["attempts"] for name, row in second.items() if name in failed} == {2}
+    assert n_files() <= 4
 
 
 def test_a_table_of_the_first_version_grows(
