@@ -200,7 +200,7 @@ def agreement(options: argparse.Namespace) -> None:
         found = [getattr(result, "text", "") for result in captioner.caption(contents)]
         right = right or found
         equal = sum(a == b for a, b in zip(found, right, strict=True)) / len(right)
-        print(f"{precision}, JPEGs decoded on the {decode_on}: {equal:.1%} as in fp32")
+        print(f"{precision}, JPEGs decoded on the {decode_on}: {equal:.1%} as in fp32", flush=True)
 
 
 def describe(options: argparse.Namespace) -> str:

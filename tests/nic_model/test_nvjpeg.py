@@ -15,6 +15,8 @@ from tests.nic_model.test_captioner import photographs
 from tests.nic_model.test_execution import CPU
 from tests.tiny import tiny_model_directory
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*encoding capabilities of TorchVision:DeprecationWarning")
+
 SAMPLES = sorted(Path(__file__).parents[2].joinpath("samples", "images").iterdir())
 
 
