@@ -57,19 +57,28 @@ def build_session(name: str, s3_endpoint: str | None = None) -> SparkSession:
     return spark
 
 
-# What a Python worker or the disk says that ends a run, whatever the image: not a bug of the job.
+# What a Python worker, a disk or a store of tables says that ends a run, whatever the image: not a bug of the job.
 SYSTEMIC = re.compile(
-    r"(?:SystemicError|OutOfMemoryError): ([^\n]*)"
-    r"|(No space left on device|Disk quota exceeded|No AWS Credentials provided by \w+)"
+    r"(?:SystemicError|OutOfMemoryError|AccessDeniedException|UnknownHostException|UnknownStoreException): ([^\n]*)"
 )
+PLACES = re.compile(
+    r"[^\n]*(?:No space left on device|Disk quota exceeded|Permission denied|Read-only file system"
+    r"|Connection refused)[^\n]*"
+)
+NO_KEYS = re.compile(r"No AWS Credentials provided by \w+")
 
 
 def systemic(error: BaseException) -> str | None:
     """In one line, what the run cannot go on without, if `error`, raised here or on an executor, says so."""
     if isinstance(error, SystemicError):
         return str(error)
-    found = SYSTEMIC.search(str(error))
-    return next((text for text in found.groups() if text), "out of memory") if found else None
+    if found := NO_KEYS.search(str(error)):
+        return found[0]
+    if found := SYSTEMIC.search(str(error)):
+        return found[1] or "out of memory"
+    if found := PLACES.search(str(error)):
+        return found[0].strip().rpartition("Exception: ")[2]
+    return None
 
 
 def configure_logging() -> None:
