@@ -46,6 +46,7 @@ Examples
 
 Environment variables
   NIC_PYTHON     the python of a ready environment, used in place of .venv
+  NIC_LOG_FORMAT text (the default), or json: a JSON object in each line of the logs
   SPARK_HOME     your own Spark and its settings, used in place of the one in the environment
   JAVA_HOME      your Java (17 or later); otherwise the java on PATH
   SPARK_CONF_DIR, PYSPARK_PYTHON, PYSPARK_DRIVER_PYTHON, SPARK_LOCAL_IP, ... as Spark reads them
@@ -425,6 +426,13 @@ if [[ $master == local* ]]; then
 fi
 if [[ ${deploy_mode:-$(property spark.submit.deployMode)} != cluster ]]; then # there, this path would mean nothing
     export PYSPARK_PYTHON=${PYSPARK_PYTHON:-$python} PYSPARK_DRIVER_PYTHON=${PYSPARK_DRIVER_PYTHON:-$python}
+fi
+
+# Spark reads what a job prints and prints it: the job itself sees no terminal.
+unset NIC_TERMINAL
+if [[ -t 1 ]]; then
+    { NIC_TERMINAL=$(tty <&3) || true; } 3>&1
+    export NIC_TERMINAL
 fi
 
 if [[ -n ${SPARK_HOME:-} ]]; then

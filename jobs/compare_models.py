@@ -20,7 +20,7 @@ from pyspark.sql import functions as F
 
 from jobs.common import bootstrap, tables
 from jobs.common.scores import METRICS, Evaluation, part, sum_segments, title
-from jobs.common.session import build_session, exit_status, say
+from jobs.common.session import build_session, complain, exit_status, say
 
 SIGNIFICANT = 0.05
 NAMES = Evaluation(METRICS).names()
@@ -142,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(f"  {describe(row)}")
     worse = [row["metric"] for row in rows if row["metric"] in gates and is_worse(row)]
     if worse:
-        sys.stderr.write(f"error: the candidate is significantly worse: {', '.join(worse)}\n")
+        complain(f"the candidate is significantly worse: {', '.join(worse)}")
     return 1 if worse else 0
 
 

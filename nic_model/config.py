@@ -187,9 +187,10 @@ def add_options(parser: argparse.ArgumentParser, *configs: type[Config]) -> None
         for f in dataclasses.fields(config):
             if "help" in f.metadata:
                 name = f"--{f.name.replace('_', '-')}"
-                text = f"{f.metadata['help']} (default {f.default})"
+                text = f"{f.metadata['help']} (default {f.default})" if f.default != "" else f.metadata["help"]
+                values = "|".join(f.metadata["choices"] or ()) or {int: "N", float: "X"}.get(type(f.default), "TEXT")
                 # Choices are checked by the config itself, so that a file and an option get one message.
-                group.add_argument(name, type=type(f.default), default=None, metavar="", help=text)
+                group.add_argument(name, type=type(f.default), default=None, metavar=values, help=text)
 
 
 def given_options(options: argparse.Namespace, config: type[Config]) -> dict[str, Any]:

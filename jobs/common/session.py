@@ -1,25 +1,33 @@
-"""The Spark session of a job, its logging, and what it says on the terminal."""
+"""The Spark session of a job, and of others that use its code, and what a job says on the terminal."""
 
+import hashlib
+import io
 import logging
 import os
 import re
 import sys
+import tempfile
+import zipfile
 from collections.abc import Callable
+from pathlib import Path
 
 from pyspark import SparkConf, SparkContext
 from pyspark.sql import SparkSession
 
+from jobs.common import logs
 from jobs.common.storage import SystemicError
 
-# Set where the user has not. Rows that carry images are large: what Spark counts in rows by default must be small.
-SETTINGS = {
-    "spark.sql.session.timeZone": "UTC",
+logger = logging.getLogger("jobs")
+
+# Rows that carry images are large: what Spark counts in rows by default must be small. Set where the user has not.
+BOUNDS = {
     "spark.sql.execution.arrow.maxRecordsPerBatch": "256",
     "spark.sql.execution.arrow.maxBytesPerBatch": str(64 * 1024 * 1024),
     "spark.sql.parquet.columnarReaderBatchSize": "64",
     "spark.sql.orc.columnarReaderBatchSize": "64",
-    "spark.sql.execution.arrow.pyspark.enabled": "true",
 }
+
+SETTINGS = {"spark.sql.session.timeZone": "UTC", "spark.sql.execution.arrow.pyspark.enabled": "true", **BOUNDS}
 
 # Set where Delta's jar is among those of the application: its tables need both.
 DELTA = {
@@ -49,12 +57,39 @@ def build_session(name: str, s3_endpoint: str | None = None) -> SparkSession:
         if not conf.contains(key):
             builder = builder.config(key, value)
     spark = builder.getOrCreate()
-    given = dict(spark.sparkContext.getConf().getAll())
-    for key, value in SETTINGS.items():
-        if key not in given:
-            spark.conf.set(key, value)
+    _set_where_open(spark, SETTINGS)
     spark.sparkContext.setLogLevel("WARN")
     return spark
+
+
+def bound_batches(spark: SparkSession) -> None:
+    """Lets a session that no job has made take images, in batches of BOUNDS, where it has no settings of its own."""
+    _set_where_open(spark, BOUNDS)
+
+
+def _set_where_open(spark: SparkSession, settings: dict[str, str]) -> None:
+    given = spark.conf.getAll
+    for key, value in settings.items():
+        if key not in given:
+            spark.conf.set(key, value)
+
+
+def ship_code(spark: SparkSession) -> None:
+    """Hands executors the packages `jobs` and `nic_model` as a zip, as spark-submit.sh does for a job: where this code
+    itself comes from such a zip, they have it."""
+    root = Path(__file__).parents[2]
+    files = sorted(file for package in ("jobs", "nic_model") for file in (root / package).rglob("*.py"))
+    if not files:
+        return
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as packed:
+        for file in files:
+            packed.writestr(zipfile.ZipInfo(file.relative_to(root).as_posix()), file.read_bytes())
+    name = f"nic-{hashlib.sha256(content.getvalue()).hexdigest()[:16]}.zip"
+    if not any(there.endswith(f"/{name}") for there in spark.sparkContext.listFiles):
+        archive = Path(tempfile.mkdtemp(prefix="nic-")) / name  # Spark's server reads it as long as the session lives
+        archive.write_bytes(content.getvalue())
+        spark.sparkContext.addPyFile(str(archive))
 
 
 # What a Python worker, a disk or a store of tables says that ends a run, whatever the image: not a bug of the job.
@@ -81,23 +116,28 @@ def systemic(error: BaseException) -> str | None:
     return None
 
 
-def configure_logging() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    for chatty in ("py4j", "botocore", "boto3", "urllib3"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
-
-
 def say(line: str) -> None:
-    """Prints a line of the job's result, which is not logging."""
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
+    """Prints a line of the job's result. With JSON logs it is one of them, since Spark puts both into one stream."""
+    if logs.are_json():
+        logger.info("%s", line.strip())
+    else:
+        sys.stdout.write(f"{line}\n")
+        sys.stdout.flush()
+
+
+def complain(line: str) -> None:
+    """Says on stderr, or in JSON logs, why the job's exit status is not 0."""
+    if logs.are_json():
+        logger.error("%s", line)
+    else:
+        sys.stderr.write(f"error: {line}\n")
 
 
 def exit_status(main: Callable[[], int]) -> int:
     """Runs a job. A ValueError is the user's to mend: one line on stderr and status 2, no traceback."""
-    configure_logging()
     try:
+        logs.configure(logs.Logging(logs.chosen_format()))
         return main()
     except ValueError as error:
-        sys.stderr.write(f"error: {error}\n")
+        complain(str(error))
         return 2

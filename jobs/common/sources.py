@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 
 import pyarrow as pa
 from pyspark.errors import AnalysisException
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 from pyspark.sql.pandas.types import to_arrow_schema
@@ -165,28 +165,9 @@ class ImageTable:
     def read(self, spark: SparkSession) -> Images:
         """Raises ValueError where the table is missing or lacks the columns."""
         table = self._load(spark)
-        kinds = {f.name: f.dataType.simpleString() for f in table.schema}
-        has_content = "content" in kinds
-        choice = ("image_id", "content") if has_content else ("uri",) if "uri" in kinds else ("bucket", "key")
-        needed = {**tables.MANIFEST, "content": "binary"}
-        bad = [n for n in needed if kinds.get(n, needed[n] if n not in choice else None) != needed[n]]
-        if bad:
-            wrong = "; ".join(f"{name} must be {needed[name]}, is {kinds.get(name, 'missing')}" for name in bad)
-            raise ValueError(
-                f"--images {self.location}: needed are image_id and content, or uri, or bucket and key: {wrong};"
-                f" it has {', '.join(f'{name} {kind}' for name, kind in kinds.items())}"
-            )
+        columns, has_content = image_columns(table, f"--images {self.location}")
         table = _with_unit(table) if has_content else table.withColumn("unit", F.lit(None).cast("string"))
-        table = table.withColumns({n: F.lit(None).cast("string") for n in tables.MANIFEST if n not in kinds})
-        uri = F.coalesce("uri", F.concat(F.lit("s3://"), "bucket", F.lit("/"), "key"))
-        columns = [
-            F.col("image_id") if "image_id" in kinds else uri.alias("image_id"),
-            F.coalesce("image_version", "e_tag").alias("image_version"),
-            uri.alias("uri"),
-            F.col("unit"),
-            *([F.col("content")] if has_content else []),
-        ]
-        return Images(table.select(columns), has_content, unique=False)
+        return Images(table.select(*columns, "unit"), has_content, unique=False)
 
     def _load(self, spark: SparkSession) -> DataFrame:
         location = f"s3a://{self.location[5:]}" if storage.is_s3(self.location) else self.location  # as Hadoop names it
@@ -203,6 +184,31 @@ class ImageTable:
 
 
 Source = ImageFiles | ImageObjects | ImageTable
+
+
+def image_columns(table: DataFrame, what: str) -> tuple[list[Column], bool]:
+    """Of a table of images, image_id, image_version, uri and, where it has it, which is told too, content. Raises
+    ValueError, beginning with `what`, where it lacks the columns."""
+    kinds = {f.name: f.dataType.simpleString() for f in table.schema}
+    has_content = "content" in kinds
+    choice = ("image_id", "content") if has_content else ("uri",) if "uri" in kinds else ("bucket", "key")
+    needed = {**tables.MANIFEST, "content": "binary"}
+    bad = [n for n in needed if kinds.get(n, needed[n] if n not in choice else None) != needed[n]]
+    if bad:
+        wrong = "; ".join(f"{name} must be {needed[name]}, is {kinds.get(name, 'missing')}" for name in bad)
+        raise ValueError(
+            f"{what}: needed are image_id and content, or uri, or bucket and key: {wrong};"
+            f" it has {', '.join(f'{name} {kind}' for name, kind in kinds.items())}"
+        )
+    column = {name: F.col(name) if name in kinds else F.lit(None).cast("string") for name in tables.MANIFEST}
+    uri = F.coalesce(column["uri"], F.concat(F.lit("s3://"), column["bucket"], F.lit("/"), column["key"]))
+    columns = [
+        (column["image_id"] if "image_id" in kinds else uri).alias("image_id"),
+        F.coalesce(column["image_version"], column["e_tag"]).alias("image_version"),
+        uri.alias("uri"),
+        *([F.col("content")] if has_content else []),
+    ]
+    return columns, has_content
 
 
 def find_source(location: str, access: Access | None = None) -> Source:

@@ -60,12 +60,25 @@ CAPTIONS = _columns(
     ("attempts", T.IntegerType(), "how often this version of the image was tried, this time included"),
 )
 
+# What status may be; executor.STOPPED is in no table.
+STATUSES = ("ok", "fetch_error", "decode_error", "too_large", "invalid_id")
+
 # The columns that the first version wrote: a table of it is read, resumed and added to.
 FIRST_CAPTIONS = T.StructType([f for f in CAPTIONS if f.name != "attempts"])
 
 # What executors are given, and what they make of it; the rest of CAPTIONS is the same for a whole run.
 TO_CAPTION = T.StructType([*IMAGES, CAPTIONS["attempts"]])
 CAPTIONED = T.StructType([f for f in CAPTIONS if f.name not in ("model_id", "decode_id", "run_id")])
+
+# What SQL's caption_details gives: what belongs to the image itself, whatever it is called. Without comments, or Spark
+# takes it for another type than the Arrow struct of the same fields.
+DETAILS = T.StructType(
+    [
+        T.StructField(f.name, f.dataType)
+        for f in CAPTIONED
+        if f.name not in ("image_id", "image_version", "uri", "captioned_at", "attempts")
+    ]
+)
 
 # What a table or manifest of images may have, besides content.
 MANIFEST = dict.fromkeys(("image_id", "image_version", "uri", "bucket", "key", "e_tag"), "string")

@@ -45,8 +45,9 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 os.environ |= {"PYTHONPATH": str(ROOT), "PYSPARK_PYTHON": sys.executable}  # of the Python workers
 
-from jobs import caption_images  # noqa: E402
+from jobs.caption_images import caption_dataframe  # noqa: E402
 from jobs.common.session import build_session  # noqa: E402
+from jobs.common.sources import spread  # noqa: E402
 from nic_model.captioner import Captioner  # noqa: E402
 from nic_model.checkpoint import ModelFiles  # noqa: E402
 from nic_model.config import DecodeConfig  # noqa: E402
@@ -131,11 +132,9 @@ def parts(options: argparse.Namespace, spark: SparkSession, folder: Path) -> dic
     pixels = {name: torch.from_numpy(decode_all(name)) for name in ("few", "all")}
 
     def job(name: str) -> None:
-        arguments = ["--images", str(folder / name), "--model", str(options.model), "--device", "cpu"]
-        arguments += ["--precision", options.precision, "--batch-size", str(options.batch_size)]
-        arguments += ["--beam-size", str(DECODING.beam_size), "--length-penalty", str(DECODING.length_penalty)]
-        checked = caption_images.check(caption_images.parse_args(arguments))
-        execute(caption_images.transform(checked.source.read(spark), checked))
+        images = spread(spark.read.parquet(str(folder / name)))
+        means = {"device": "cpu", "precision": options.precision, "batch_size": options.batch_size}
+        execute(caption_dataframe(images, str(options.model), **means, **DECODING.to_dict()))
 
     def recipe(make: Callable[[Path, int, int], Column]) -> Callable[[str], object]:
         caption = make(options.model, size, options.batch_size).alias("caption")

@@ -14,10 +14,14 @@ from jobs import caption_images
 from jobs.common import tables
 from jobs.common.session import exit_status
 from jobs.common.sources import ImageFiles, ImageObjects, ImageTable, find_source, spread
+from nic_model.captioner import Captioner
+from nic_model.checkpoint import CaptionModel, save_model
+from nic_model.config import DecodeConfig
+from nic_model.vocabulary import Vocabulary
 from tests.hostile_images import photographs as photos
 from tests.hostile_images import write_hostile_folder
 from tests.nic_model.test_captioner import photographs
-from tests.tiny import tiny_model_directory
+from tests.tiny import CONFIG, WORDS, tiny_model_directory
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +66,7 @@ def test_folder_to_table(spark: SparkSession, model: Path, folder: Path, capsys:
     printed = capsys.readouterr().out
     assert f"a.png      {rows['a.png']['caption']}" in printed
     assert "3 images in" in printed
-    assert "images/s: 3 ok" in printed
+    assert printed.splitlines()[-2].endswith("): 3 ok")
     (record,) = spark.read.parquet(f"{out}_runs").collect()
     assert (record["job"], record["n_images"], record["counts"]) == ("caption_images", 3, {"ok": 3})
     assert record["run_id"] == rows["a.png"]["run_id"]
@@ -278,3 +282,41 @@ def test_dangling_links_and_odd_names_are_not_lost(spark: SparkSession, folder: 
     ids = {row["image_id"] for row in ImageFiles(str(folder)).read(spark).rows.collect()}
     assert {"gone.jpg", "a #%41 ü?.png", "sub/c.png"} <= ids
     assert "notes.txt" not in ids
+
+
+def test_several_models_write_one_caption(
+    spark: SparkSession, model: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tiny_model_directory(tmp_path, seed=1)
+    assert run(model, folder, "--model", other, "--captions", tmp_path / "out") == 0
+    captioner = Captioner.load(model, other)
+    names = ["_DSC1.PNG", "a.png"]
+    right = captioner.caption([(folder / name).read_bytes() for name in names])
+    rows = read(spark, tmp_path / "out")
+    assert [rows[name]["caption"] for name in names] == [getattr(caption, "text", None) for caption in right]
+    assert {row["model_id"] for row in rows.values()} == {captioner.model_id}
+    (record,) = spark.read.parquet(f"{tmp_path / 'out'}_runs").collect()
+    assert json.loads(record["options"])["models"] == [Captioner.load(path).model_id for path in (model, other)]
+
+    strange = tmp_path / "strange"
+    save_model(strange, CaptionModel(CONFIG, Vocabulary(WORDS[::-1])), DecodeConfig(), {})
+    for second, message in ((model, "is given twice"), (strange, "must have the same vocabulary")):
+        assert run(model, folder, "--model", second, "--captions", tmp_path / "none") == 2
+        assert message in capsys.readouterr().err
+
+
+def test_failures_are_shown_and_long_names_are_cut(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    (images / f"{'long' * 20}.png").write_bytes(photographs(1)[0])
+    for number in range(7):
+        (images / f"bad_{number}.png").write_bytes(b"")
+    assert run(model, images, "--captions", tmp_path / "out", "--max-failure-rate", 1) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"…{('long' * 20)[-35:]}.png  ")
+    assert lines[2:4] == ["7 failed, among them:", "bad_0.png  decode_error: the file is empty"]
+    assert len([line for line in lines if line.startswith("bad_")]) == 5
+    assert "8 images in" in lines[-2]
+    assert lines[-2].endswith("): 7 decode_error, 1 ok")

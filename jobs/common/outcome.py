@@ -1,0 +1,86 @@
+"""What a run of captioning did, as it is told at the end."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from pyspark.sql import DataFrame, Row
+from pyspark.sql import functions as F
+
+from jobs.common.executor import STOPPED
+from jobs.common.session import say
+from jobs.common.storage import SystemicError
+from jobs.common.udfs import describe
+
+SHOWN = 20  # captions printed
+FAILED = 5  # failures printed
+WIDEST = 40  # characters of an image_id printed: of a longer one, the last
+
+
+@dataclass
+class Outcome:
+    """Rows by status, some of them, and how many rows of the source were left out as duplicates."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    captioned: list[Row] = field(default_factory=list)
+    failed: list[Row] = field(default_factory=list)
+    duplicates: int = 0
+
+    @property
+    def failure_rate(self) -> float:
+        """The share of images that failed; 0 where there were none."""
+        return 1 - self.counts["ok"] / self.counts.total() if self.counts else 0.0
+
+    def add(self, rows: DataFrame) -> Counter[str]:
+        """Counts a staged wave. Raises SystemicError where executors had to stop."""
+        counts = Counter({row["status"]: row["count"] for row in rows.groupBy("status").count().collect()})
+        if STOPPED in counts:
+            stopped = rows.where(F.col("status") == STOPPED).head()
+            assert stopped is not None
+            raise SystemicError(stopped["error_message"])
+        self.counts.update(counts)
+        ok = F.col("status") == "ok"
+        if counts["ok"]:
+            self.captioned = _first([*self.captioned, *_some(rows.where(ok), SHOWN + 1)], SHOWN + 1)
+        if counts.total() > counts["ok"]:
+            self.failed = _first([*self.failed, *_some(rows.where(~ok), FAILED)], FAILED)
+        return counts
+
+    def show(self, seconds: float) -> None:
+        """Prints captions, failures and a summary of a run that took so long."""
+        _say_table([(row["image_id"], row["caption"]) for row in self.captioned[:SHOWN]])
+        if len(self.captioned) > SHOWN:
+            say("...")
+        total = self.counts.total()
+        n_failed = total - self.counts["ok"]
+        if n_failed:
+            say(f"\n{n_failed} failed{', among them' if n_failed > len(self.failed) else ''}:")
+            _say_table([(row["image_id"], f"{row['status']}: {row['error_message']}") for row in self.failed])
+        if total:
+            rate = f"{total / seconds:.1f} images/s, the start included"
+            say(f"\n{total} images in {seconds:.1f} s ({rate}): {describe(self.counts)}")
+        else:
+            say("nothing to do: this model has captioned all of these images with these settings already")
+        if self.duplicates:
+            say(f"{self.duplicates} rows were left out, since their image_id stands in another row as well")
+
+
+def _some(rows: DataFrame, count: int) -> list[Row]:
+    return list(rows.select("image_id", "status", "caption", "error_message").orderBy("image_id").head(count))
+
+
+def _first(rows: list[Row], count: int) -> list[Row]:
+    return sorted(rows, key=lambda row: row["image_id"] or "")[:count]
+
+
+def _say_table(rows: Iterable[tuple[str | None, str]]) -> None:
+    """A hostile id cannot write to the terminal."""
+    named = [(_shown(image_id or ""), text) for image_id, text in rows]
+    width = max((len(name) for name, _ in named), default=0)
+    for name, text in named:
+        say(f"{name:{width}}  {text}")
+
+
+def _shown(image_id: str) -> str:
+    name = image_id if image_id.isprintable() else ascii(image_id)[1:-1]
+    return name if len(name) <= WIDEST else f"…{name[1 - WIDEST :]}"
