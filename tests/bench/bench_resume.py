@@ -205,7 +205,7 @@ def main() -> None:
             s3.admin().put_object(Bucket="photos", Key=path.name, Body=path.read_bytes())
         model = options.model.resolve() if options.model else tiny_model_directory(folder)
         arguments = ["--images", str(ROOT / "samples"), "--captions", case.captions, "--format", case.format]
-        keys = caption_images.check(caption_images.parse_args([*arguments, "--model", str(model)])).keys()
+        keys = caption_images.check(caption_images.parse_args([*arguments, "--model", str(model)])).captioning.keys()
         started = time.monotonic()
         with session(case) as spark:
             write(spark, case, keys)
