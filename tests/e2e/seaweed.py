@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.parse
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from tests.e2e.cluster import free_ports, stop_group
 
 START_SECONDS = 120
 KEY, SECRET = "reader-key", "reader-secret-never-to-be-seen"
+ADMIN_KEY, ADMIN_SECRET = "admin-key", "admin-secret"
 # The reader may list `locked`, but get no object of it.
 BUCKETS = ("photos", "tables", "locked")
 
@@ -59,8 +61,8 @@ class Seaweed:
         return boto3.client(
             "s3",
             endpoint_url=self.endpoint,
-            aws_access_key_id="admin-key",
-            aws_secret_access_key="admin-secret",
+            aws_access_key_id=ADMIN_KEY,
+            aws_secret_access_key=ADMIN_SECRET,
             region_name="us-east-1",
             config=Config(s3={"addressing_style": "path"}, retries={"total_max_attempts": 3}),
         )
@@ -81,7 +83,7 @@ class Seaweed:
         return counts
 
     def create_table_bucket(self, name: str) -> None:
-        """Tables in it belong to the administrator."""
+        """The administrator alone may create tables in the bucket `lake`; the reader may read and write their files."""
         weed = Path(sys.executable).with_name("weed")
         master = f"127.0.0.1:{self.ports[1]}.{self.ports[5]}"  # the second is the port of its other protocol
         said = subprocess.run(
@@ -91,6 +93,19 @@ class Seaweed:
         )  # fmt: skip
         if said.returncode or name not in said.stdout:
             raise RuntimeError(said.stdout + said.stderr)
+
+    def create_namespace(self, bucket: str, name: str) -> None:
+        """In the REST catalog of a table bucket."""
+
+        def ask(path: str, body: bytes, **headers: str) -> Any:
+            request = urllib.request.Request(f"{self.catalog}/v1/{path}", body, headers)
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return json.load(answer)
+
+        who = {"grant_type": "client_credentials", "client_id": ADMIN_KEY, "client_secret": ADMIN_SECRET}
+        token = ask("oauth/tokens", urllib.parse.urlencode(who).encode())["access_token"]
+        body = json.dumps({"namespace": [name]}).encode()
+        ask(f"{bucket}/namespaces", body, Authorization=f"Bearer {token}")
 
     def start(self) -> None:
         s3, master, volume, filer, s3_grpc, master_grpc, volume_grpc, filer_grpc, catalog, metrics = self.ports
@@ -162,10 +177,10 @@ def seaweed(folder: Path) -> Iterator[Seaweed]:
     """A server with its data below `folder`, an administrator, and a reader, to whom BUCKETS are open."""
     (folder / "data").mkdir(parents=True)
     identities = [
-        _identity("admin", "admin-key", "admin-secret", ["Admin", "Read", "List", "Tagging", "Write"]),
+        _identity("admin", ADMIN_KEY, ADMIN_SECRET, ["Admin", "Read", "List", "Tagging", "Write"]),
         _identity(
             "reader", KEY, SECRET, ["Read:photos", "List:photos", "List:locked"]
-            + [f"{action}:tables" for action in ("Read", "Write", "List")],
+            + [f"{action}:{bucket}" for action in ("Read", "Write", "List") for bucket in ("tables", "lake")],
         ),
     ]  # fmt: skip
     (folder / "identities.json").write_text(json.dumps({"identities": identities}))
