@@ -141,6 +141,10 @@ class BehindSpark:
         """Raises OSError where there is no such terminal."""
         self._terminal = os.open(terminal, os.O_RDONLY | os.O_NOCTTY)
 
+    @property
+    def encoding(self) -> str:
+        return sys.stderr.encoding
+
     def fileno(self) -> int:
         return self._terminal  # which is asked for its width
 
