@@ -244,8 +244,9 @@ print(spark.submodule_search_locations[0] if spark and spark.submodule_search_lo
 PY
 }
 
-# Writes the packages of pyproject.toml's dependencies, and of theirs, as one archive, and the code beside it. pyspark
-# stays out: executors have the cluster's. They need a Python of the same minor version on the same kind of machine.
+# Writes the packages of pyproject.toml's dependencies, of its extra `cpu` where it is installed, and of theirs, as one
+# archive, and the code beside it. pyspark stays out: executors have the cluster's. They need a Python of the same minor
+# version on the same kind of machine.
 pack() { # folder
     "$python" -P - "$root" "$archive" "$1" <<'PY'
 import os, shutil, sys, tarfile, tempfile, tomllib
@@ -255,7 +256,14 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 root, archive, folder = map(Path, sys.argv[1:])
-wanted = tomllib.loads((root / "pyproject.toml").read_text())["project"]["dependencies"]
+project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+wanted = project["dependencies"]
+for text in project.get("optional-dependencies", {}).get("cpu", []):  # without which a CPU is slower
+    try:
+        metadata.distribution(Requirement(text).name)
+        wanted.append(text)
+    except metadata.PackageNotFoundError:
+        pass
 taken, queue = {}, [Requirement(text) for text in wanted]
 while queue:
     requirement = queue.pop()
