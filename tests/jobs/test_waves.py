@@ -51,6 +51,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_model_directory(tmp_path_factory.mktemp("model"))
 
 
+# Tables of a catalog differ in how they are named: the test with fewest runs covers them.
+PATHS = pytest.mark.parametrize("table", FORMATS, indirect=True)
+
+
 @pytest.fixture(params=[*FORMATS, "parquet table", "delta table"])
 def table(request: pytest.FixtureRequest, spark: SparkSession, tmp_path: Path) -> tuple[str, str]:
     """Format and location of a captions table that is not there yet."""
@@ -82,6 +86,7 @@ def run(model: Path, images: Path, table: tuple[str, str], *options: object) -> 
     return exit_status(lambda: caption_images.main([*map(str, given)]))
 
 
+@PATHS
 def test_nights(
     spark: SparkSession, model: Path, table: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -129,7 +134,7 @@ def test_nights(
     assert left == []
 
 
-@pytest.mark.parametrize("table", FORMATS, indirect=True)
+@PATHS
 def test_fifty_new_and_ten_failed(
     spark: SparkSession, model: Path, table: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
