@@ -61,7 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     seconds = time.monotonic() - clock
     for score in found:
         say(scores.describe(score))
-    say(f"written to {scores.part(options.scores, 'segments')} and {scores.part(options.scores, 'corpus')}")
+    names = ["segments", "corpus", *(["slices"] if evaluation.by else [])]
+    say(f"in brackets 95 % intervals; written to {', '.join(scores.part(options.scores, name) for name in names)}")
     counts = {"ok": sum(s.n_segments for s in found), "missing": sum(s.n_missing for s in found)}
     run = {
         "run_id": run_id,

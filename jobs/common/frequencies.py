@@ -3,6 +3,7 @@
 import numpy as np
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
+from pyspark.sql.pandas.types import from_arrow_schema
 
 from jobs.common import segments, tables
 from nic_model.metrics.segments import KeyFrequencies
@@ -15,20 +16,27 @@ OPTION = "--document-frequencies"
 
 def write_frequencies(worded: DataFrame, location: str) -> None:
     """Of the references of all images that have a caption. `worded` has rows of segments.WORDED."""
-    parts = worded.select("reference_words", "reference_lengths").mapInArrow(
-        segments.count_frequencies, tables.FREQUENCIES
+    counts = worded.select("reference_words", "reference_lengths").mapInArrow(
+        segments.count_frequencies, from_arrow_schema(segments.COUNTS)
     )
-    sums = parts.groupBy("ngram").agg(F.sum("n_images").alias("n_images"))
-    tables.write_table(_shared(sums).select(tables.FREQUENCIES.names), location, mode="overwrite")
+    # Few long rows: Spark only carries them.
+    sums = (
+        counts.repartition("part").sortWithinPartitions("part").mapInArrow(segments.sum_frequencies, tables.FREQUENCIES)
+    )
+    tables.write_table(sums, location, mode="overwrite", rebalance=False)
 
 
 def read_frequencies(spark: SparkSession, location: str) -> KeyFrequencies:
     """Raises ValueError where it is no table of frequencies, or too large a one."""
+    return collect_frequencies(tables.read_table(spark, location, tables.FREQUENCIES, role=OPTION), location)
+
+
+def collect_frequencies(table: DataFrame, location: str) -> KeyFrequencies:
+    """Of the table at `location`. Raises ValueError where it is none of frequencies, or too large a one."""
     what = f"{OPTION} {location}"
-    shared = _shared(tables.read_table(spark, location, tables.FREQUENCIES, role=OPTION))
-    if shared.count() > MOST:
+    found = _shared(table).select(tables.FREQUENCIES.names).limit(MOST + 2).toArrow()
+    if found.num_rows > MOST + 1:
         raise ValueError(f"{what}: {MOST} n-grams of more than one image are allowed; it has more")
-    found = shared.select(tables.FREQUENCIES.names).toArrow()
     every = found.filter(found["ngram"].is_null())["n_images"].to_pylist()
     counts = found.filter(found["ngram"].is_valid())
     keys = counts["ngram"].to_numpy().view(np.uint64)

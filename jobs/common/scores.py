@@ -1,6 +1,7 @@
 """The score tables: captions joined with references, counted on executors, summed by Spark, scored once."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,7 +18,7 @@ from pyspark.sql.pandas.types import from_arrow_schema
 
 from jobs.common import bootstrap, segments, slices, tables
 from jobs.common.bootstrap import Interval
-from jobs.common.frequencies import OPTION, read_frequencies, write_frequencies
+from jobs.common.frequencies import OPTION, collect_frequencies, read_frequencies, write_frequencies
 from nic_model.metrics import bleu
 from nic_model.metrics.segments import KeyFrequencies
 
@@ -89,21 +90,26 @@ def evaluate(
     written = tables.read_table(spark, captions, CAPTIONS, role="--captions")
     wanted = tables.read_table(spark, references, tables.REFERENCES, role="--references")
     slices.check_columns(wanted, how.by, f"--references {references}")
-    models = sorted(
-        ((row["model_id"], row["decode_id"]) for row in written.select(*KEYS).distinct().collect()),
-        key=lambda pair: [(key is not None, key) for key in pair],
-    )
-    with _kept(find_words(gather(written, wanted, how.by), how)) as worded:
+    with ThreadPoolExecutor(1) as pool, _kept(find_words(gather(written, wanted, how.by), how)) as worded:
+        models = pool.submit(find_models, written)  # meanwhile: much of a small job is the driver's planning
         _check_rows(worded, f"--captions {captions}", f"--references {references}")
         frequencies = _frequencies(spark, worded, scores, how)
-        counted = count_segments(worded, models, frequencies, how).withColumn("run_id", F.lit(run_id))
+        counted = count_segments(worded, models.result(), frequencies, how).withColumn("run_id", F.lit(run_id))
         target = part(scores, "segments")
-        tables.write_table(counted.select(tables.SEGMENTS.names), target, mode="overwrite")
-    found = score_segments(tables.read_table(spark, target, tables.SEGMENTS, role="--scores"), how)
-    tables.write_table(_corpus(spark, found, run_id, how), part(scores, "corpus"), mode="overwrite")
+        tables.write_table(counted.select(tables.SEGMENTS.names), target, mode="overwrite", rebalance=False)
+    found = score_segments(tables.read_again(spark, target, tables.SEGMENTS), how)
+    tables.write_table(_corpus(spark, found, run_id, how), part(scores, "corpus"), mode="overwrite", rebalance=False)
     if how.by:
         tables.write_table(_slices(spark, found, run_id, how), part(scores, "slices"), mode="overwrite")
     return [score for score in found if score.slice is None]
+
+
+def find_models(captions: DataFrame) -> list[tuple[str, str]]:
+    """All that have a row, be it one without a caption: model_id and decode_id."""
+    found = captions.select(*KEYS).distinct().collect()
+    return sorted(
+        ((row["model_id"], row["decode_id"]) for row in found), key=lambda ids: [(i is not None, i) for i in ids]
+    )
 
 
 def captioned(captions: DataFrame) -> DataFrame:
@@ -207,13 +213,13 @@ def part(scores: str, name: str) -> str:
 
 
 def describe(score: Score) -> str:
-    """A line or two for people."""
-    figures = "  ".join(
-        f"{title(metric)} {'-' if of.score is None else f'{of.score:.1f} [{of.low:.1f}, {of.high:.1f}]'}"
-        for metric, of in score.scores.items()
-    )
+    """Lines for people."""
     missing = f", {score.n_missing} without caption or without references" if score.n_missing else ""
-    return f"model {score.model_id}, decoding {score.decode_id}, {score.n_segments} images{missing}:\n  {figures}"
+    lines = [f"model {score.model_id}, decoding {score.decode_id}, {score.n_segments} images{missing}:"]
+    for metric, of in score.scores.items():
+        figures = "-" if of.score is None else f"{of.score:<5.1f} [{of.low:.1f}, {of.high:.1f}]"
+        lines.append(f"{title(metric):>9} {figures}")
+    return "\n".join(lines)
 
 
 def title(metric: str) -> str:
@@ -225,15 +231,16 @@ def _frequencies(spark: SparkSession, worded: DataFrame, scores: str, how: Evalu
     """Those of the table that was given, or else of all images scored, which are written beside the scores first."""
     if "cider" not in how.metrics:
         return None
-    location = how.frequencies or part(scores, "document_frequencies")
-    if not how.frequencies:
-        write_frequencies(worded, location)
-    return read_frequencies(spark, location)
+    if how.frequencies:
+        return read_frequencies(spark, how.frequencies)
+    location = part(scores, "document_frequencies")
+    write_frequencies(worded, location)
+    return collect_frequencies(tables.read_again(spark, location, tables.FREQUENCIES), location)
 
 
 def _corpus(spark: SparkSession, scores: list[Score], run_id: str, how: Evaluation) -> DataFrame:
     rows = [row for score in scores if score.slice is None for row in _score_rows(score, run_id, how)]
-    return spark.createDataFrame(rows, tables.CORPUS)
+    return spark.createDataFrame(rows, tables.CORPUS).coalesce(1)
 
 
 def _slices(spark: SparkSession, scores: list[Score], run_id: str, how: Evaluation) -> DataFrame:

@@ -2,17 +2,15 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
+from itertools import groupby
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from nic_model.metrics.bleu import ORDER, SIZE, bleu
-from nic_model.metrics.ngrams import Keys, count_documents, split_words, starts, word_key
-from nic_model.metrics.rouge import rouge_l
-from nic_model.metrics.segments import KeyFrequencies, Segments, score_segments
-from nic_model.metrics.tokenizer import tokenize
+from nic_model.metrics.ngrams import Keys, count_documents, starts
+from nic_model.metrics.segments import KeyFrequencies, Segments, key_texts, score_rouge_l, score_segments
 
 _STRINGS, _LONGS, _INTS = pa.list_(pa.string()), pa.list_(pa.int64()), pa.list_(pa.int32())
 
@@ -52,7 +50,13 @@ COUNTED = pa.schema([
     ("slices", pa.map_(pa.string(), pa.string())),
 ])  # fmt: skip
 
+# Document frequencies that a task counted, a row for each part of the n-grams, by their keys' first bits. Part -1 has
+# one n-gram, which stands for all images.
+COUNTS = pa.schema([("part", pa.int32()), ("ngrams", _LONGS), ("n_images", _LONGS)])
+
 FREQUENCIES = pa.schema([("ngram", pa.int64()), ("n_images", pa.int64())])
+
+PARTS = 256
 
 # N-grams that a task holds before it hands their counts on: some 100 MB.
 _HELD = 4_000_000
@@ -61,41 +65,55 @@ _HELD = 4_000_000
 def find_words(batches: Iterable[pa.RecordBatch], with_rouge: bool = True) -> Iterator[pa.RecordBatch]:
     """For each row of IMAGES one of WORDED."""
     for batch in batches:
-        captions = batch.column("captions").to_pylist()
-        usable = [
-            [text for text in texts or [] if text is not None] for texts in batch.column("references").to_pylist()
-        ]
-        pairs = list(zip(captions, usable, strict=True))
-        ours = [[tokenize(text) for text in texts] if others else [] for texts, others in pairs]
-        theirs = [[tokenize(text) for text in texts] if others else [] for others, texts in pairs]
-        rouge = zip(ours, theirs, strict=True) if with_rouge else ()
-        ids = zip(batch.column("model_ids").to_pylist(), batch.column("decode_ids").to_pylist(), strict=True)
+        rows = np.arange(batch.num_rows)
+        given, of_image = batch.column("references").flatten(), np.repeat(rows, _sizes(batch, "references"))
+        valid = given.is_valid().to_numpy(zero_copy_only=False)
+        n_captions, n_references = _sizes(batch, "captions"), np.bincount(of_image[valid], minlength=len(rows))
+        scored = (n_captions > 0) & (n_references > 0)
+        ours = batch.column("captions").flatten().filter(pa.array(np.repeat(scored, n_captions)))
+        texts = key_texts(pa.concat_arrays([ours, given.filter(pa.array(valid & scored[of_image]))]).to_pylist())
+        n_ours, n_theirs = n_captions * scored, n_references * scored
+        rouge = pa.nulls(len(rows), pa.list_(pa.float64()))
+        if with_rouge:
+            segments = Segments(texts.tokens, texts.n_tokens, np.repeat(rows, n_ours), n_theirs)
+            rouge = _lists(n_ours, pa.array(score_rouge_l(segments), pa.float64()))
+        before, words = texts.n_words[: len(ours)].sum(), texts.words.view(np.int64)
+        lengths = texts.n_words.astype(np.int32)
         columns = {
             **{name: batch.column(name) for name in IMAGES.names[:-1]},
-            "n_references": pa.array([len(texts) for texts in usable], pa.int32()),
-            "n_same": [max(Counter(zip(*pair, strict=True)).values(), default=0) for pair in ids],
-            "rouge_l": [[rouge_l(tokens, others) for tokens in texts] for texts, others in rouge]
-            or pa.nulls(len(batch), pa.list_(pa.float64())),
-            **dict(zip(("words", "lengths"), _keys(ours), strict=True)),
-            **dict(zip(("reference_words", "reference_lengths"), _keys(theirs), strict=True)),
+            "n_references": n_references.astype(np.int32),
+            "n_same": _most_alike(batch),
+            "rouge_l": rouge,
+            "words": _lists(_sums(lengths[: len(ours)], n_ours), words[:before]),
+            "lengths": _lists(n_ours, lengths[: len(ours)]),
+            "reference_words": _lists(_sums(lengths[len(ours) :], n_theirs), words[before:]),
+            "reference_lengths": _lists(n_theirs, lengths[len(ours) :]),
         }
         yield pa.RecordBatch.from_pydict(columns, WORDED)
 
 
-def _keys(images: list[list[list[str]]]) -> tuple[pa.Array, pa.Array]:
-    """For each image the keys of the words of all its texts, and how many words each text has."""
-    words = [split_words(tokens) for texts in images for tokens in texts]
-    keys = np.fromiter(map(word_key, chain.from_iterable(words)), np.uint64).view(np.int64)
-    lengths = np.fromiter(map(len, words), np.int32, len(words))
-    texts_before = np.cumsum([0, *map(len, images)])
-    words_before = np.append(0, np.cumsum(lengths))[texts_before]
-    lists = ((words_before, keys), (texts_before, lengths))
-    found = [pa.ListArray.from_arrays(pa.array(before, pa.int32()), pa.array(values)) for before, values in lists]
-    return found[0], found[1]
+def _most_alike(batch: pa.RecordBatch) -> np.ndarray:
+    """How many captions of each row, at most, are by the same model and decoding."""
+    sizes = _sizes(batch, "captions")
+    if sizes.max(initial=0) < 2:
+        return sizes.astype(np.int32)
+    ids = zip(batch.column("model_ids").to_pylist(), batch.column("decode_ids").to_pylist(), strict=True)
+    alike = [max(Counter(zip(*pair, strict=True)).values(), default=0) for pair in ids]
+    return np.array(alike, np.int32)
+
+
+def _lists(sizes: np.ndarray, values: np.ndarray | pa.Array) -> pa.Array:
+    """Lists of so many of the values, one after another."""
+    return pa.ListArray.from_arrays(pa.array(np.append(0, np.cumsum(sizes)), pa.int32()), pa.array(values))
+
+
+def _sums(values: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Of so many of the values each, one after another."""
+    return np.diff(np.append(0, np.cumsum(values))[np.append(0, np.cumsum(sizes))])
 
 
 def count_frequencies(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Rows of FREQUENCIES for rows of WORDED, to be summed: an n-gram may come more than once."""
+    """Rows of COUNTS for rows of WORDED, to be summed: a part may come more than once."""
     images = 0
     held: list[tuple[Keys, np.ndarray]] = []
     for batch in batches:
@@ -106,23 +124,37 @@ def count_frequencies(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBa
         if sum(len(keys) for keys, _ in held) > _HELD:
             held = [_merge(held)]
             if len(held[0][0]) > _HELD / 2:
-                yield _frequencies(*held.pop())
+                yield _parts(*held.pop())
     if held:
-        yield _frequencies(*_merge(held))
-    yield pa.RecordBatch.from_pydict({"ngram": [None], "n_images": [images]}, FREQUENCIES)
+        yield _parts(*_merge(held))
+    yield pa.RecordBatch.from_pydict({"part": [-1], "ngrams": [[0]], "n_images": [[images]]}, COUNTS)
+
+
+def sum_frequencies(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Rows of FREQUENCIES, of n-grams of more than one image, for all rows of COUNTS of some parts, sorted by part."""
+    rows = (row for batch in batches for row in zip(*batch.columns, strict=True))
+    for part, same in groupby(rows, lambda row: row[0].as_py()):
+        lists = [[column.values.to_numpy() for column in row[1:]] for row in same]
+        keys, counts = _merge([(keys.view(np.uint64), counts) for keys, counts in lists])
+        shared = counts > 1
+        ngrams = pa.nulls(1, pa.int64()) if part < 0 else pa.array(keys[shared].view(np.int64))
+        yield pa.RecordBatch.from_arrays([ngrams, pa.array(counts if part < 0 else counts[shared])], schema=FREQUENCIES)
 
 
 def _merge(parts: list[tuple[Keys, np.ndarray]]) -> tuple[Keys, np.ndarray]:
     """Sums of the same key."""
     keys, counts = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    order = np.argsort(keys)
+    order = np.argsort(keys, kind="stable")  # the faster kind here
     keys = keys[order]
     first = np.flatnonzero(starts(keys))
     return keys[first], np.add.reduceat(counts[order], first) if len(keys) else counts
 
 
-def _frequencies(keys: Keys, counts: np.ndarray) -> pa.RecordBatch:
-    return pa.RecordBatch.from_arrays([pa.array(keys.view(np.int64)), pa.array(counts)], schema=FREQUENCIES)
+def _parts(keys: Keys, counts: np.ndarray) -> pa.RecordBatch:
+    """Rows of COUNTS. `keys` are sorted."""
+    sizes = np.bincount((keys // np.uint64(2**64 // PARTS)).astype(np.int64), minlength=PARTS)
+    columns = [np.arange(PARTS, dtype=np.int32), _lists(sizes, keys.view(np.int64)), _lists(sizes, counts)]
+    return pa.RecordBatch.from_arrays([pa.array(column) for column in columns], schema=COUNTS)
 
 
 def count_segments(
@@ -178,8 +210,7 @@ def _scores(
     nothing = np.full(len(images), None)
     by_order = np.array([bleu(segment) for segment in counts.tolist()]) if with_bleu else None
     rouge = batch.column("rouge_l").flatten()
-    offsets = pa.array(np.arange(len(counts) + 1, dtype=np.int32) * SIZE)
-    lists = pa.ListArray.from_arrays(offsets, pa.array(counts.ravel()))
+    lists = _lists(np.full(len(counts), SIZE), counts.ravel())
     columns = {
         **{f"bleu_{n + 1}": nothing if by_order is None else by_order.reshape(-1, ORDER)[:, n] for n in range(ORDER)},
         "rouge_l": rouge if len(rouge) == len(images) else nothing,

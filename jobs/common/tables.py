@@ -14,7 +14,7 @@ from operator import and_
 from typing import Any
 
 import pyspark
-from pyspark.errors import AnalysisException
+from pyspark.errors import AnalysisException, PySparkException
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
@@ -224,7 +224,7 @@ def read_table(spark: SparkSession, location: str, needed: T.StructType, role: s
     check_readable(location, role)
     try:
         table = spark.read.table(location) if is_table_name(location) else _read_path(spark, location)
-    except AnalysisException as error:
+    except PySparkException as error:  # no such table; files that are not Parquet
         reason = str(error).splitlines()[0].split(" SQLSTATE")[0]
         raise ValueError(f"{role} {location}: {reason}") from None
     there = {f.name: f.dataType.simpleString() for f in table.schema}
@@ -234,6 +234,11 @@ def read_table(spark: SparkSession, location: str, needed: T.StructType, role: s
         describe = "; ".join(f"{name} must be {wanted[name]}, is {there.get(name, 'missing')}" for name in bad)
         raise ValueError(f"{role} {location}: {describe}; it has {', '.join(f'{n} {k}' for n, k in there.items())}")
     return table
+
+
+def read_again(spark: SparkSession, location: str, columns: T.StructType) -> DataFrame:
+    """A table that this run wrote with these columns: as `read_table`, without a look into its files first."""
+    return spark.read.table(location) if is_table_name(location) else spark.read.schema(columns).parquet(location)
 
 
 def _read_path(spark: SparkSession, location: str) -> DataFrame:
@@ -274,9 +279,10 @@ def _quoted(field: T.StructField) -> str:
     return str(field.metadata["comment"]).replace("'", "\\'")
 
 
-def write_table(table: DataFrame, location: str, mode: str) -> None:
-    """Writes `table`; `mode` is append or overwrite. Files come out at the size that Spark's advisory size says."""
-    rows = table.hint("rebalance")
+def write_table(table: DataFrame, location: str, mode: str, rebalance: bool = True) -> None:
+    """Writes `table`; `mode` is append or overwrite. Files come out at the size that Spark's advisory size says, or,
+    without `rebalance`, one for each partition, which saves a shuffle."""
+    rows = table.hint("rebalance") if rebalance else table
     if is_table_name(location):
         rows.write.mode(mode).saveAsTable(location)
     elif mode == "append":

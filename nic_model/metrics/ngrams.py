@@ -51,12 +51,15 @@ class KeyedNGrams:
     keys: Keys  # (K,) of all n-grams, sorted
     orders: NDArray[np.int64]  # (K,) n - 1 of each
     rank: NDArray[np.int64]  # (rows,) which of the keys
-    caption: NDArray[np.int64]  # (rows,) 0 to C - 1
+    caption: NDArray[np.int64]  # (rows,) 0 to C - 1, or a document
     count: NDArray[np.int64]  # (rows,) how often it occurs there
 
 
-def key_ngrams(words: Keys, lengths: NDArray[np.int64]) -> KeyedNGrams:
-    """Of captions with `lengths` (C,) words, whose keys stand one after another in `words`."""
+def key_ngrams(words: Keys, lengths: NDArray[np.int64], documents: NDArray[np.int64] | None = None) -> KeyedNGrams:
+    """Of captions with `lengths` (C,) words, whose keys stand one after another in `words`.
+
+    documents: (C,) sorted; captions with the same number are counted as one. None: each by itself.
+    """
     of = np.repeat(np.arange(len(lengths)), lengths)
     keys, captions, sizes = [words], [of], [len(words)]
     longer = words
@@ -67,23 +70,22 @@ def key_ngrams(words: Keys, lengths: NDArray[np.int64]) -> KeyedNGrams:
         captions.append(of[n:][within])
         sizes.append(len(keys[-1]))
     every, caption = np.concatenate(keys), np.concatenate(captions)
-    order = np.argsort(every)
+    if documents is not None:
+        caption = documents[caption]
+    order = np.argsort(every, kind="stable")
     every = every[order]
     first = starts(every)
-    # One whole number for an n-gram and a caption: numbers sort faster than pairs.
-    pairs = (np.cumsum(first) - 1) * max(1, len(lengths)) + caption[order]
-    pairs.sort()
-    at = np.flatnonzero(starts(pairs))
-    rank, caption = np.divmod(pairs[at], max(1, len(lengths)))
+    # The sort is stable: an n-gram's captions stand in order.
+    caption = caption[order]
+    at = np.flatnonzero(first | starts(caption))
     orders = np.repeat(np.arange(ORDER), sizes)[order[first]]
-    return KeyedNGrams(every[first], orders, rank, caption, np.diff(at, append=len(pairs)))
+    return KeyedNGrams(every[first], orders, np.cumsum(first)[at] - 1, caption[at], np.diff(at, append=len(every)))
 
 
 def count_documents(words: Keys, lengths: NDArray[np.int64], images: NDArray[np.int64]) -> tuple[Keys, NDArray]:
-    """The keys, sorted, of all n-grams of captions, and of how many images each is. `images` (C,) are the captions'."""
-    found, size = key_ngrams(words, lengths), images.max(initial=0) + 1
-    pairs = np.sort(found.rank * size + images[found.caption])
-    return found.keys, np.bincount(pairs[starts(pairs)] // size, minlength=len(found.keys))
+    """The keys, sorted, of all n-grams of captions, and of how many images each is. `images` (C,) are sorted."""
+    found = key_ngrams(words, lengths, images)
+    return found.keys, np.bincount(found.rank, minlength=len(found.keys))
 
 
 def starts(values: NDArray) -> NDArray[np.bool_]:

@@ -1,11 +1,11 @@
 """ROUGE-L (Lin, 2004, section 3) as COCO's evaluation computes it."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 BETA = 1.2  # recall weighs BETA squared times as much as precision
 
 
-def rouge_l(candidate: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+def rouge_l(candidate: Sequence[Hashable], references: Sequence[Sequence[Hashable]]) -> float:
     """ROUGE-L, 0 to 100, of one tokenised caption: the best precision and the best recall of all references.
 
     A corpus scores the mean of its segments. As in COCO, a caption without tokens has one, which is empty. Raises
@@ -23,15 +23,15 @@ def rouge_l(candidate: Sequence[str], references: Sequence[Sequence[str]]) -> fl
     return 100 * (1 + BETA**2) * precision * recall / (recall + BETA**2 * precision)
 
 
-def _places(tokens: Sequence[str]) -> dict[str, int]:
+def _places(tokens: Sequence[Hashable]) -> dict[Hashable, int]:
     """For each token a number with the bits set at which it stands."""
-    places: dict[str, int] = {}
+    places: dict[Hashable, int] = {}
     for at, token in enumerate(tokens):
         places[token] = places.get(token, 0) | 1 << at
     return places
 
 
-def _common_length(places: dict[str, int], tokens: Sequence[str]) -> int:
+def _common_length(places: dict[Hashable, int], tokens: Sequence[Hashable]) -> int:
     """Length of the longest common subsequence, a row of the table at a time, as the bits of a
     number (Allison and Dix, 1986).
 

@@ -1,20 +1,72 @@
-"""BLEU's counts and CIDEr-D of many captions at once: the same figures as bleu.py and cider.py, several times faster.
+"""Words, BLEU's counts and scores of many captions at once: the same figures as bleu.py, rouge.py and cider.py give.
 
-N-grams are numbers here (ngrams.py). A segment's figures do not depend on the others that are counted with it, to the
-last bit: what belongs to a segment is summed in the order of its n-grams' keys and of its references.
+Words and n-grams are numbers here (ngrams.py). A segment's figures do not depend on the others that are counted with
+it, to the last bit: what belongs to a segment is summed in the order of its n-grams' keys and of its references.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nic_model.metrics import bleu
 from nic_model.metrics.cider import SIGMA
-from nic_model.metrics.ngrams import ORDER, KeyedNGrams, Keys, key_ngrams
+from nic_model.metrics.ngrams import ORDER, KeyedNGrams, Keys, key_ngrams, split_words, word_key
+from nic_model.metrics.rouge import rouge_l
+from nic_model.metrics.tokenizer import split_pieces, tokenize_piece
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class KeyedTexts:
+    """Tokenised captions, one after another, (C,) of them. A token that is two words (`1 1/2`) is what ROUGE-L counts;
+    all else counts words."""
+
+    tokens: Keys
+    n_tokens: Ints
+    words: Keys
+    n_words: Ints
+
+
+def key_texts(texts: Iterable[str]) -> KeyedTexts:
+    """The keys of captions' tokens and words. A piece of text is looked up once, however many captions have it."""
+    pieces = [split_pieces(text) for text in texts]
+    places = _Places()
+    found = np.fromiter(map(places.__getitem__, chain.from_iterable(pieces)), np.int64)
+    n_pieces = np.fromiter(map(len, pieces), np.int64, len(pieces))
+    keys = [_keys(piece) for piece in places]
+    tokens, words = (_join([pair[at] for pair in keys], found, n_pieces) for at in range(2))
+    return KeyedTexts(*tokens, *words)
+
+
+class _Places(dict[str, int]):
+    """Numbers what it is asked for, from 0."""
+
+    def __missing__(self, piece: str) -> int:
+        self[piece] = place = len(self)
+        return place
+
+
+@lru_cache(maxsize=1 << 16)
+def _keys(piece: str) -> tuple[Sequence[int], Sequence[int]]:
+    """Of the tokens and of the words of a piece of text."""
+    tokens = tokenize_piece(piece)
+    return tuple(map(word_key, tokens)), tuple(map(word_key, split_words(tokens)))
+
+
+def _join(lists: Sequence[Sequence[int]], found: Ints, n_pieces: Ints) -> tuple[Keys, Ints]:
+    """`lists[at]` for each of `found`, one after another; and how long each text is, of `n_pieces` lists."""
+    sizes = np.fromiter(map(len, lists), np.int64, len(lists))
+    keys = np.fromiter(chain.from_iterable(lists), np.uint64)
+    many = sizes[found]
+    end = np.append(0, np.cumsum(many))
+    at = np.arange(end[-1]) + np.repeat((np.cumsum(sizes) - sizes)[found] - end[:-1], many)
+    return keys[at], np.diff(end[np.append(0, np.cumsum(n_pieces))])
 
 
 @dataclass(frozen=True)
@@ -57,6 +109,16 @@ def score_segments(segments: Segments, frequencies: KeyFrequencies | None) -> tu
     ours, theirs = _matches(segments, found, pairs)
     counts = _bleu_counts(segments, found, pairs, ours, theirs)
     return counts, _cider(segments, found, pairs, ours, theirs, frequencies) if frequencies else None
+
+
+def score_rouge_l(segments: Segments) -> list[float]:
+    """ROUGE-L (S,), 0 to 100. `words` are to be tokens."""
+    keys, ends = segments.words.tolist(), np.cumsum(segments.lengths).tolist()
+    texts = [keys[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+    size, many = len(segments.images), segments.n_references.tolist()
+    last = (size + np.cumsum(segments.n_references)).tolist()
+    references = [texts[end - n : end] for end, n in zip(last, many, strict=True)]
+    return [rouge_l(texts[at], references[image]) for at, image in enumerate(segments.images.tolist())]
 
 
 @dataclass(frozen=True)

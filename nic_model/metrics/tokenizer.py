@@ -216,15 +216,20 @@ def tokenize(caption: str) -> list[str]:
     `" ".join(tokenize(caption))` is what PTBTokenizer gives for the caption alone. As there, a token may hold a
     no-break space (`1 1/2` is one token). A line break is a space.
     """
+    return [token for piece in split_pieces(caption) for token in tokenize_piece(piece)]
+
+
+def split_pieces(caption: str) -> list[str]:
+    """Parts of the caption that are tokenised each by itself: what is between spaces, or all of it."""
     if _PERHAPS_BEYOND_SPACE.search(caption) and _BEYOND_SPACE.search(caption):
-        return _lex(caption)
-    return [token for chunk in caption.split(" ") for token in _lex_chunk(chunk)]
+        return [caption]
+    return caption.split(" ")
 
 
 @lru_cache(maxsize=1 << 16)
-def _lex_chunk(chunk: str) -> tuple[str, ...]:
-    """Captions repeat their words: most chunks have been seen."""
-    return tuple(_lex(chunk))
+def tokenize_piece(piece: str) -> tuple[str, ...]:
+    """Tokens of one of `split_pieces`. Captions repeat their words: most pieces have been seen."""
+    return tuple(_lex(piece))
 
 
 def _lex(text: str) -> list[str]:

@@ -12,6 +12,7 @@ from pyspark.sql import functions as F
 
 from jobs import evaluate_captions
 from jobs.common import scores, segments, tables
+from jobs.common.frequencies import read_frequencies, write_frequencies
 from jobs.common.session import exit_status
 from jobs.common.slices import CAPTION_LENGTH
 from nic_model.metrics.bleu import corpus_bleu, segment_counts, signature
@@ -85,12 +86,10 @@ def test_executor_functions_need_no_spark() -> None:
     batches = [pa.RecordBatch.from_pylist(part, segments.IMAGES) for part in (named[:2], [], named[2:])]
     worded = list(segments.find_words(batches))
     assert [batch.num_rows for batch in worded] == [2, 0, 3]
-    sums: dict[int | None, int] = {}
-    for batch in segments.count_frequencies(worded):
-        for row in batch.to_pylist():
-            sums[row["ngram"]] = sums.get(row["ngram"], 0) + row["n_images"]
+    parts = pa.Table.from_batches(segments.count_frequencies(worded)).sort_by("part").to_batches(max_chunksize=7)
+    sums = {row["ngram"]: row["n_images"] for batch in segments.sum_frequencies(parts) for row in batch.to_pylist()}
     assert sums.pop(None) == 2
-    assert sorted(sums.values()) == [1, 2, 2, 2]  # dogs; a, dog, a dog
+    assert list(sums.values()) == [2, 2, 2]  # a, dog, a dog; not dogs, which one image has
     keys = np.sort(np.array(list(sums)).view(np.uint64))
     frequencies = KeyFrequencies(keys, np.array([sums[int(key)] for key in keys.view(np.int64)]), 2)
     counted = list(segments.count_segments(worded, [("m", "d")], frequencies))
@@ -142,7 +141,7 @@ def test_tables(spark: SparkSession, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert f"BLEU-4 {expected[3]:.1f}" in capsys.readouterr().out
 
 
-def test_figures_do_not_depend_on_partitions(spark: SparkSession, dev: dict[str, list[str]]) -> None:
+def test_figures_do_not_depend_on_partitions(spark: SparkSession, tmp_path: Path, dev: dict[str, list[str]]) -> None:
     """One human caption of each image against the other four, in any order and any partitions: to the last bit."""
     captions = captions_table(spark, [(image, texts[0], "ok") for image, texts in dev.items()])
     rows = [(image, texts[1:]) for image, texts in dev.items()]
@@ -153,14 +152,8 @@ def test_figures_do_not_depend_on_partitions(spark: SparkSession, dev: dict[str,
     for partitions in (1, 7):
         references = spark.createDataFrame(rows, tables.REFERENCES).orderBy(F.rand(partitions))
         worded = scores.find_words(scores.gather(captions.repartition(partitions), references), how).persist()
-        n_documents = 1000
-        parts = worded.select("reference_words", "reference_lengths").repartition(partitions)
-        summed = parts.mapInArrow(segments.count_frequencies, tables.FREQUENCIES)
-        total = summed.where("ngram is not null").groupBy("ngram").agg(F.sum("n_images").alias("n")).where("n > 1")
-        frequencies = total.toPandas()
-        keys = frequencies["ngram"].to_numpy().view(np.uint64)
-        order = np.argsort(keys)
-        shared = KeyFrequencies(keys[order], frequencies["n"].to_numpy()[order], n_documents)
+        write_frequencies(worded.repartition(partitions), str(tmp_path / "frequencies"))
+        shared = read_frequencies(spark, str(tmp_path / "frequencies"))
         counted = scores.count_segments(worded.repartition(partitions), [("m1", "d1")], shared, how)
         found.append(scores.score_segments(counted.repartition(partitions), how))
         worded.unpersist()
@@ -232,6 +225,8 @@ def test_bad_tables(spark: SparkSession, tmp_path: Path, capsys: pytest.CaptureF
     assert_refused([*arguments[:3], str(tmp_path / "text"), *arguments[4:]], said, capsys)
     assert_refused([*arguments[:3], str(tmp_path / "nowhere"), *arguments[4:]], "no such file or folder", capsys)
     assert_refused(["--captions", arguments[3], *arguments[2:]], "model_id must be string, is missing", capsys)
+    (tmp_path / "coco.json").write_text('{"annotations": []}\n' * 10)
+    assert_refused([*arguments[:3], str(tmp_path / "coco.json"), *arguments[4:]], "coco.json: ", capsys)
     (tmp_path / "scores" / "segments").mkdir(parents=True)
     (tmp_path / "scores" / "segments" / "thesis.pdf").touch()
     assert_refused(arguments, "holds thesis.pdf", capsys)

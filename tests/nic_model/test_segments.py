@@ -9,7 +9,9 @@ import pytest
 from nic_model.metrics.bleu import segment_counts
 from nic_model.metrics.cider import DocumentFrequencies, cider, document_frequencies, reference_vectors
 from nic_model.metrics.ngrams import count_documents, key_ngrams, split_words, word_key
-from nic_model.metrics.segments import KeyFrequencies, Segments, score_segments
+from nic_model.metrics.rouge import rouge_l
+from nic_model.metrics.segments import KeyFrequencies, Segments, key_texts, score_rouge_l, score_segments
+from nic_model.metrics.tokenizer import tokenize
 
 Tokens = list[str]
 Image = tuple[list[Tokens], list[Tokens]]  # candidates and references
@@ -108,6 +110,25 @@ def test_documents(images: list[Image], frequencies: DocumentFrequencies) -> Non
     assert dict(zip(keys.tolist(), counts.tolist(), strict=True)) == {
         key_of(ngram): count for ngram, count in frequencies.counts.items()
     }
+
+
+def test_rouge_l_as_one_by_one(images: list[Image]) -> None:
+    tokens = [text for ours, _ in images for text in ours] + [text for _, theirs in images for text in theirs]
+    keys = np.array([word_key(token) for text in tokens for token in text], np.uint64)
+    of = np.repeat(np.arange(len(images)), [len(ours) for ours, _ in images])
+    many = np.array([len(theirs) for _, theirs in images], np.int64)
+    found = score_rouge_l(Segments(keys, np.array([len(text) for text in tokens]), of, many))
+    assert found == [rouge_l(text, theirs) for ours, theirs in images for text in ours]
+
+
+@pytest.mark.parametrize("texts", [[], [""], ["A dog.", "", "1 1/2 dogs, no. 5", " a  dog ", "1 1/2 dogs, no. 5", "."]])
+def test_keys_of_texts(texts: list[str]) -> None:
+    found, tokens = key_texts(texts), [tokenize(text) for text in texts]
+    words = [split_words(text) for text in tokens]
+    assert found.tokens.tolist() == [word_key(token) for text in tokens for token in text]
+    assert found.n_tokens.tolist() == [len(text) for text in tokens]
+    assert found.words.tolist() == [word_key(word) for text in words for word in text]
+    assert found.n_words.tolist() == [len(text) for text in words]
 
 
 def test_keys_are_the_same_everywhere() -> None:
