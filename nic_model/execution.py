@@ -12,6 +12,7 @@ from torch import nn
 from nic_model.checkpoint import CaptionModel
 from nic_model.halves import halve
 from nic_model.search import Decoder
+from nic_model.show_attend_tell import ShowAttendTell
 from nic_model.show_tell import Memory, State
 
 logger = logging.getLogger(__name__)
@@ -21,6 +22,9 @@ ENGINES = ("auto", "pytorch", "openvino")
 # How far OpenVINO's results may be from PyTorch's in fp32, as a share of their norm, and its names of precisions.
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.2, torch.bfloat16: 0.2}
 HINTS = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
+
+# Images that a CPU encodes at once: what the layers of more hand on to each other does not stay in its cache.
+ENCODED = 4
 
 
 def make_execution(
@@ -115,7 +119,8 @@ class OpenVino:
 
     def start(self, pixels: torch.Tensor) -> tuple[Memory, State]:
         some = pixels if len(pixels) else pixels.new_zeros(1, *pixels.shape[1:])  # it keeps to old sizes at 0 rows
-        parts = tuple(part[: len(pixels)] for part in _infer(self._start, (some,)))
+        pieces = zip(*(_infer(self._start, (piece,)) for piece in some.split(ENCODED)), strict=True)
+        parts = tuple(torch.cat(piece)[: len(pixels)] for piece in pieces)
         return parts[: self._n_memory], parts[self._n_memory :]
 
     def step(self, tokens: torch.Tensor, state: State, memory: Memory) -> tuple[torch.Tensor, State]:
@@ -141,6 +146,8 @@ class _Step(nn.Module):
     def __init__(self, model: CaptionModel) -> None:
         super().__init__()
         self.decoder = model.decoder
+        if isinstance(self.decoder, ShowAttendTell):
+            self.decoder.fold_words()
 
     def forward(self, tokens: torch.Tensor, *parts: torch.Tensor) -> tuple[torch.Tensor, ...]:
         logits, state = self.decoder.step(tokens, parts[:2], parts[2:])
