@@ -100,7 +100,11 @@ class PyTorch:
 
 
 class OpenVino:
-    """The model compiled for this CPU, on as many threads as torch has when it is made."""
+    """The model compiled for this CPU, on as many threads as torch has when it is made.
+
+    bf16 is for the decoder: an encoder would lose too much. What its first blocks round, weights as much as pixels, all
+    others carry on, and several captions in a hundred change for each stage.
+    """
 
     def __init__(self, model: CaptionModel, precision: torch.dtype = torch.float32) -> None:
         """Raises ImportError where OpenVINO is absent, RuntimeError where it cannot run the model."""
@@ -109,18 +113,20 @@ class OpenVino:
             0, 256, (3, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
         )
         with torch.inference_mode():
-            memory, state = model.decoder.start(model.encoder(pixels[:2]))
+            features = model.encoder(pixels)
+            memory, state = model.decoder.start(features[:2])
         self._n_memory = len(memory)
         # Converted for two images of two hypotheses each, tried on others.
         two = (torch.arange(4), *(part.repeat_interleave(2, dim=0) for part in state), *memory)
         one = (torch.arange(3), *(part[:1].expand(3, -1) for part in state), *(part[:1] for part in memory))
-        self._start = _compile(_Start(model), (pixels[:2],), (pixels,), precision)
+        self._encode = _compile(model.encoder, (pixels[:2],), (pixels,), torch.float32)
+        self._start = _compile(_Start(model), (features[:2],), (features,), precision)
         self._step = _compile(_Step(model), two, one, precision)
 
     def start(self, pixels: torch.Tensor) -> tuple[Memory, State]:
         some = pixels if len(pixels) else pixels.new_zeros(1, *pixels.shape[1:])  # it keeps to old sizes at 0 rows
-        pieces = zip(*(_infer(self._start, (piece,)) for piece in some.split(ENCODED)), strict=True)
-        parts = tuple(torch.cat(piece)[: len(pixels)] for piece in pieces)
+        pieces = [_infer(self._start, _infer(self._encode, (piece,))) for piece in some.split(ENCODED)]
+        parts = tuple(torch.cat(part)[: len(pixels)] for part in zip(*pieces, strict=True))
         return parts[: self._n_memory], parts[self._n_memory :]
 
     def step(self, tokens: torch.Tensor, state: State, memory: Memory) -> tuple[torch.Tensor, State]:
@@ -129,14 +135,14 @@ class OpenVino:
 
 
 class _Start(nn.Module):
-    """Pixels to the parts of memory and state."""
+    """Features to the parts of memory and state."""
 
     def __init__(self, model: CaptionModel) -> None:
         super().__init__()
-        self.encoder, self.decoder = model.encoder, model.decoder
+        self.decoder = model.decoder
 
-    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        memory, state = self.decoder.start(self.encoder(pixels))
+    def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        memory, state = self.decoder.start(features)
         return (*memory, *state)
 
 
@@ -172,6 +178,7 @@ def _compile(
         loaded = frontend.load(decoder)  # refers to `decoder` without holding it
         converted = frontend.convert(loaded)
         expected = module(*other)
+        expected = (expected,) if isinstance(expected, torch.Tensor) else expected
     if len(example) == 1:
         converted.reshape([-1, *example[0].shape[1:]])
     options = {

@@ -21,27 +21,20 @@ counts instead how many captions are those of eager fp32 PyTorch on plainly deco
 
 import argparse
 import glob
-import io
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from PIL import Image
-from pyspark import TaskContext
-from pyspark.ml.functions import predict_batch_udf
 from pyspark.sql import Column, SparkSession
-from pyspark.sql import functions as F
-from pyspark.sql import types as T
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
@@ -51,54 +44,13 @@ from jobs import caption_images  # noqa: E402
 from jobs.common.session import build_session  # noqa: E402
 from nic_model.captioner import Captioner  # noqa: E402
 from nic_model.checkpoint import ModelFiles  # noqa: E402
-from nic_model.config import DecodeConfig  # noqa: E402
 from nic_model.images import decode  # noqa: E402
 from nic_model.metrics.bleu import corpus_bleu  # noqa: E402
 from nic_model.metrics.tokenizer import tokenize  # noqa: E402
+from tests.bench.recipes import DECODING, captions_of, eager, with_pandas_udf, with_predict_batch_udf  # noqa: E402
 
-DECODING = DecodeConfig(beam_size=3)
 FEW = 64  # images that start Python workers and load models
 CORES = os.cpu_count() or 1
-_captioners: dict[str, Captioner] = {}  # of a Python worker, as careful users keep them
-
-
-def eager(model: Path, threads: int, precision: str = "fp32") -> Captioner:
-    torch.set_num_threads(threads)
-    if precision not in _captioners:
-        _captioners[precision] = Captioner.load(
-            model, decode_config=DECODING, device="cpu", engine="pytorch", precision=precision
-        )
-    return _captioners[precision]
-
-
-def plainly_decoded(content: bytes, size: int) -> np.ndarray:
-    image = Image.open(io.BytesIO(content)).convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
-    return np.asarray(image).transpose(2, 0, 1)
-
-
-def captions_of(captioner: Captioner, contents: Iterable[bytes], size: int) -> list[str]:
-    pixels = np.stack([plainly_decoded(content, size) for content in contents])
-    return [captioner._text(best) for best, *_ in captioner.search(torch.from_numpy(pixels))]
-
-
-def with_pandas_udf(model: Path, size: int, batch: int, precision: str) -> Column:
-    def caption(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:
-        captioner = eager(model, TaskContext.get().cpus(), precision)
-        for contents in batches:
-            pieces = [contents[at : at + batch] for at in range(0, len(contents), batch)]
-            yield pd.Series([text for piece in pieces for text in captions_of(captioner, piece, size)])
-
-    # Told by name: pandas_udf would read the hints, which are those of this module.
-    caption.__annotations__ = {"batches": Iterator[pd.Series], "return": Iterator[pd.Series]}
-    return F.pandas_udf(caption, T.StringType())(F.col("content"))
-
-
-def with_predict_batch_udf(model: Path, size: int, batch: int, precision: str) -> Column:
-    def make() -> Callable[[np.ndarray], np.ndarray]:
-        captioner = eager(model, TaskContext.get().cpus(), precision)
-        return lambda contents: np.array(captions_of(captioner, contents, size))
-
-    return predict_batch_udf(make, return_type=T.StringType(), batch_size=batch)(F.col("content"))
 
 
 def write_images(files: list[str], rows: int, path: Path) -> None:
@@ -159,8 +111,8 @@ def parts(options: argparse.Namespace, spark: SparkSession, folder: Path) -> dic
 
     pixels = {name: torch.from_numpy(decode_all(name)) for name in ("few.parquet", "all.parquet")}
 
-    def recipe(make: Callable[..., Column], precision: str = "fp32") -> Callable[[str], object]:
-        caption = make(options.model, size, options.recipe_batch_size, precision).alias("caption")
+    def recipe(make: Callable[..., Column], bf16: bool = False) -> Callable[[str], object]:
+        caption = make(options.model, options.recipe_batch_size, bf16).alias("caption")
 
         def run(name: str) -> None:
             rows = spark.read.parquet(str(folder / name.replace("all", "some"))).repartition(4 * CORES)
@@ -174,8 +126,8 @@ def parts(options: argparse.Namespace, spark: SparkSession, folder: Path) -> dic
         "job": lambda name: run_job(spark, options, folder / name, folder / "captions"),
         "pandas_udf": recipe(with_pandas_udf),
         "predict": recipe(with_predict_batch_udf),
-        "pandas_udf_bf16": recipe(with_pandas_udf, "bf16"),
-        "predict_bf16": recipe(with_predict_batch_udf, "bf16"),
+        "pandas_udf_bf16": recipe(with_pandas_udf, bf16=True),
+        "predict_bf16": recipe(with_predict_batch_udf, bf16=True),
     }
 
 
@@ -190,9 +142,8 @@ def agreement(options: argparse.Namespace, files: list[str]) -> None:
 
     contents = [row["content"] for row in rows]
     plain = eager(options.model, CORES)
-    size, step = ModelFiles.read(options.model).settings()[0].image_size, 32
-    pieces = [contents[at : at + step] for at in range(0, len(contents), step)]
-    right = [text for piece in pieces for text in captions_of(plain, piece, size)]
+    pieces = [contents[at : at + 32] for at in range(0, len(contents), 32)]
+    right = [text for piece in pieces for text in captions_of(plain, piece)]
     print(f"{len(rows)} images, {options.model.name}, {DECODING}\neager fp32, Pillow: BLEU-4 {bleu_4(right):.2f}")
 
     def compare(name: str, precision: str, batch_size: int, order: int = 1) -> None:

@@ -16,22 +16,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from bench_captioning import (
-    CORES,
-    DECODING,
-    ROOT,
-    captions_of,
-    machine,
-    plainly_decoded,
-    run_job,
-    seconds_of,
-    start_spark,
-)
+from bench_captioning import CORES, ROOT, machine, run_job, seconds_of, start_spark
 from PIL import Image
 
 from nic_model.captioner import Captioner
 from nic_model.checkpoint import ModelFiles
 from nic_model.images import decode
+from tests.bench.recipes import DECODING, captions_of, eager, plainly_decoded
 
 WIDTH, HEIGHT = 4000, 3000
 
@@ -83,7 +74,7 @@ def main() -> None:
     torch.set_num_threads(CORES)
     captioner = Captioner.load(options.model, decode_config=DECODING, device="cpu", precision=options.precision)
     found = [getattr(result, "text", "") for result in captioner.caption(contents)]
-    equal = sum(a == b for a, b in zip(found, captions_of(captioner, contents, size), strict=True))
+    equal = sum(a == b for a, b in zip(found, captions_of(eager(options.model, CORES), contents), strict=True))
     print(machine())
     print(f"{options.rows} files of {WIDTH} x {HEIGHT}, {sum(map(len, contents)) / len(contents) / 1e6:.1f} MB each")
     print(f"job, end to end: {job:.1f} images/s, start-up {started:.1f} s")
