@@ -264,8 +264,8 @@ def _decode(content: bytes | Failure, size: int) -> Pixels | Failure:
 
 
 def pick_precision(name: str, device: torch.device) -> torch.dtype:
-    """The precision of `--precision`: auto is fp16 on a GPU, which is slow without, and fp32 on a CPU, where bf16
-    changes a caption in seven. Raises ValueError for an unknown one."""
+    """The precision of `--precision`: auto is fp16 on a GPU, which is slow without, and fp32 on a CPU. Raises
+    ValueError for an unknown one."""
     if name not in PRECISIONS:
         raise ValueError(f"--precision {name}: allowed are {', '.join(PRECISIONS)}")
     if name == "auto":

@@ -33,8 +33,8 @@ def make_execution(
     """Runs `model`, in evaluation mode, for `beam_search(execution, pixels, ...)`, pixels uint8 (B, 3, S, S), in
     `precision`: float32, float16 or bfloat16.
 
-    `auto` is OpenVINO on a CPU where it is installed and gives what PyTorch gives, else PyTorch. Raises ValueError
-    for an unknown engine, or for `openvino` where it cannot be used.
+    `auto` is OpenVINO on a CPU where it is installed and gives what PyTorch gives, else PyTorch, on a CPU in fp32.
+    Raises ValueError for an unknown engine, or for `openvino` where it cannot be used.
     """
     if engine not in ENGINES:
         raise ValueError(f"engine {engine}: allowed are {', '.join(ENGINES)}")
@@ -48,8 +48,8 @@ def make_execution(
         if engine == "openvino":
             raise ValueError(f"engine openvino: {error}") from None
         level = logging.INFO if isinstance(error, ImportError) else logging.WARNING
-        logger.log(level, "running on plain PyTorch, without OpenVINO: %s", error)
-        return PyTorch(model, device, precision)
+        logger.log(level, "running on plain PyTorch, in fp32, without OpenVINO: %s", error)
+        return PyTorch(model, device, torch.float32)
 
 
 class PyTorch:
