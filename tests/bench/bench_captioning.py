@@ -21,6 +21,7 @@ counts instead how many captions are those of eager fp32 PyTorch on plainly deco
 
 import argparse
 import glob
+import logging
 import os
 import sys
 import tempfile
@@ -41,6 +42,7 @@ sys.path.insert(0, str(ROOT))
 os.environ |= {"PYTHONPATH": str(ROOT), "PYSPARK_PYTHON": sys.executable}  # of the Python workers
 
 from jobs import caption_images  # noqa: E402
+from jobs.common.logs import Logging  # noqa: E402
 from jobs.common.session import build_session  # noqa: E402
 from nic_model.captioner import Captioner  # noqa: E402
 from nic_model.checkpoint import ModelFiles  # noqa: E402
@@ -79,7 +81,8 @@ def run_job(spark: SparkSession, options: argparse.Namespace, images: Path, capt
     arguments += ["--beam-size", str(DECODING.beam_size), "--length-penalty", str(DECODING.length_penalty)]
     if options.batch_size:
         arguments += ["--batch-size", str(options.batch_size)]
-    outcome = caption_images.run(spark, caption_images.check(caption_images.parse_args(arguments)))
+    job = caption_images.check(caption_images.parse_args(arguments))
+    outcome = caption_images.run(spark, job, Logging(level=logging.WARNING))
     assert set(outcome.counts) == {"ok"}, outcome.counts
 
 
