@@ -75,7 +75,7 @@ class Captioner:
         record: bool | None = None,
         decode_on: str = "cpu",
     ) -> None:
-        """Without `decode_config`, the first model's defaults; `batch_size` 0 is 256 on a GPU and 32 on a CPU;
+        """Without `decode_config`, the first model's defaults; `batch_size` 0 is 256 on a GPU and 64 on a CPU;
         `engine` as of `make_execution`; `record`: as of `RecordedSearch`, by default on a GPU; `decode_on` gpu: JPEGs
         are decoded by the device. As many threads decode and compute as torch has now. Raises ValueError for settings
         that cannot be met."""
@@ -85,7 +85,7 @@ class Captioner:
         self.model_id = ensemble.model_id(members)
         self.decode_config = decode_config or members[0].settings()[1]
         self.device = pick_device(device)
-        self.batch_size = batch_size or (256 if self.device.type == "cuda" else 32)
+        self.batch_size = batch_size or (256 if self.device.type == "cuda" else 64)
         self.precision = pick_precision(precision, self.device)
         self._models = ensemble.build_members(members)
         self._model, self._single = self._models[0], len(self._models) == 1
@@ -264,8 +264,8 @@ def _decode(content: bytes | Failure, size: int) -> Pixels | Failure:
 
 
 def pick_precision(name: str, device: torch.device) -> torch.dtype:
-    """The precision of `--precision`: auto is fp16 on a GPU, which is slow without, and fp32 on a CPU, where bf16
-    changes a caption in seven. Raises ValueError for an unknown one."""
+    """The precision of `--precision`: auto is fp16 on a GPU, which is slow without, and fp32 on a CPU. Raises
+    ValueError for an unknown one."""
     if name not in PRECISIONS:
         raise ValueError(f"--precision {name}: allowed are {', '.join(PRECISIONS)}")
     if name == "auto":

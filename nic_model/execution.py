@@ -12,6 +12,7 @@ from torch import nn
 from nic_model.checkpoint import CaptionModel
 from nic_model.halves import halve
 from nic_model.search import Decoder
+from nic_model.show_attend_tell import ShowAttendTell
 from nic_model.show_tell import Memory, State
 
 logger = logging.getLogger(__name__)
@@ -22,6 +23,9 @@ ENGINES = ("auto", "pytorch", "openvino")
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.2, torch.bfloat16: 0.2}
 HINTS = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
 
+# Images that a CPU encodes at once: what the layers of more hand on to each other does not stay in its cache.
+ENCODED = 4
+
 
 def make_execution(
     model: CaptionModel, device: torch.device, precision: torch.dtype = torch.float32, engine: str = "auto"
@@ -29,8 +33,8 @@ def make_execution(
     """Runs `model`, in evaluation mode, for `beam_search(execution, pixels, ...)`, pixels uint8 (B, 3, S, S), in
     `precision`: float32, float16 or bfloat16.
 
-    `auto` is OpenVINO on a CPU where it is installed and gives what PyTorch gives, else PyTorch. Raises ValueError
-    for an unknown engine, or for `openvino` where it cannot be used.
+    `auto` is OpenVINO on a CPU where it is installed and gives what PyTorch gives, else PyTorch, on a CPU in fp32.
+    Raises ValueError for an unknown engine, or for `openvino` where it cannot be used.
     """
     if engine not in ENGINES:
         raise ValueError(f"engine {engine}: allowed are {', '.join(ENGINES)}")
@@ -44,8 +48,8 @@ def make_execution(
         if engine == "openvino":
             raise ValueError(f"engine openvino: {error}") from None
         level = logging.INFO if isinstance(error, ImportError) else logging.WARNING
-        logger.log(level, "running on plain PyTorch, without OpenVINO: %s", error)
-        return PyTorch(model, device, precision)
+        logger.log(level, "running on plain PyTorch, in fp32, without OpenVINO: %s", error)
+        return PyTorch(model, device, torch.float32)
 
 
 class PyTorch:
@@ -96,7 +100,11 @@ class PyTorch:
 
 
 class OpenVino:
-    """The model compiled for this CPU, on as many threads as torch has when it is made."""
+    """The model compiled for this CPU, on as many threads as torch has when it is made.
+
+    bf16 is for the decoder: an encoder would lose too much. What its first blocks round, weights as much as pixels, all
+    others carry on, and several captions in a hundred change for each stage.
+    """
 
     def __init__(self, model: CaptionModel, precision: torch.dtype = torch.float32) -> None:
         """Raises ImportError where OpenVINO is absent, RuntimeError where it cannot run the model."""
@@ -105,17 +113,20 @@ class OpenVino:
             0, 256, (3, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
         )
         with torch.inference_mode():
-            memory, state = model.decoder.start(model.encoder(pixels[:2]))
+            features = model.encoder(pixels)
+            memory, state = model.decoder.start(features[:2])
         self._n_memory = len(memory)
         # Converted for two images of two hypotheses each, tried on others.
         two = (torch.arange(4), *(part.repeat_interleave(2, dim=0) for part in state), *memory)
         one = (torch.arange(3), *(part[:1].expand(3, -1) for part in state), *(part[:1] for part in memory))
-        self._start = _compile(_Start(model), (pixels[:2],), (pixels,), precision)
+        self._encode = _compile(model.encoder, (pixels[:2],), (pixels,), torch.float32)
+        self._start = _compile(_Start(model), (features[:2],), (features,), precision)
         self._step = _compile(_Step(model), two, one, precision)
 
     def start(self, pixels: torch.Tensor) -> tuple[Memory, State]:
         some = pixels if len(pixels) else pixels.new_zeros(1, *pixels.shape[1:])  # it keeps to old sizes at 0 rows
-        parts = tuple(part[: len(pixels)] for part in _infer(self._start, (some,)))
+        pieces = [_infer(self._start, _infer(self._encode, (piece,))) for piece in some.split(ENCODED)]
+        parts = tuple(torch.cat(part)[: len(pixels)] for part in zip(*pieces, strict=True))
         return parts[: self._n_memory], parts[self._n_memory :]
 
     def step(self, tokens: torch.Tensor, state: State, memory: Memory) -> tuple[torch.Tensor, State]:
@@ -124,14 +135,14 @@ class OpenVino:
 
 
 class _Start(nn.Module):
-    """Pixels to the parts of memory and state."""
+    """Features to the parts of memory and state."""
 
     def __init__(self, model: CaptionModel) -> None:
         super().__init__()
-        self.encoder, self.decoder = model.encoder, model.decoder
+        self.decoder = model.decoder
 
-    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        memory, state = self.decoder.start(self.encoder(pixels))
+    def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        memory, state = self.decoder.start(features)
         return (*memory, *state)
 
 
@@ -141,6 +152,8 @@ class _Step(nn.Module):
     def __init__(self, model: CaptionModel) -> None:
         super().__init__()
         self.decoder = model.decoder
+        if isinstance(self.decoder, ShowAttendTell):
+            self.decoder.fold_words()
 
     def forward(self, tokens: torch.Tensor, *parts: torch.Tensor) -> tuple[torch.Tensor, ...]:
         logits, state = self.decoder.step(tokens, parts[:2], parts[2:])
@@ -165,6 +178,7 @@ def _compile(
         loaded = frontend.load(decoder)  # refers to `decoder` without holding it
         converted = frontend.convert(loaded)
         expected = module(*other)
+        expected = (expected,) if isinstance(expected, torch.Tensor) else expected
     if len(example) == 1:
         converted.reshape([-1, *example[0].shape[1:]])
     options = {

@@ -54,6 +54,7 @@ class ShowAttendTell(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.annotation_dropout = nn.Dropout(config.annotation_dropout)
         self.register_buffer("baseline", torch.zeros(()))
+        self.word_gates: torch.Tensor | None = None  # of fold_words
         nn.init.uniform_(self.word_embedding.weight, -0.1, 0.1)
 
     def forward(self, features: torch.Tensor, captions: Captions) -> torch.Tensor:
@@ -146,6 +147,12 @@ class ShowAttendTell(nn.Module):
         hidden, cell = self.initial(annotations.mean(1)).tanh().chunk(2, dim=1)
         return (annotations, self.key(annotations)), (hidden, cell)
 
+    @torch.no_grad()
+    def fold_words(self) -> None:
+        """Computes each word's part of the LSTM's gates once and for all, (V, 4H), for search with weights that stay
+        as they are: a fifth of a step's work."""
+        self.word_gates = self.word_input(self.word_embedding.weight)
+
     def step(self, tokens: torch.Tensor, state: State, memory: Memory) -> tuple[torch.Tensor, State]:
         """Reads one word a hypothesis, `tokens` (R,); returns the logits of the next, (R, V), and the new state.
 
@@ -156,7 +163,8 @@ class ShowAttendTell(nn.Module):
         attention = self._attend(keys, hidden.view(keys.shape[0], -1, hidden.shape[1]))  # (B, K, P)
         context = torch.bmm(attention, annotations).flatten(0, 1) * self.gate(hidden).sigmoid()
         embedded = self.word_embedding(tokens)
-        hidden, cell = self._lstm(self.word_input(embedded), context, hidden, cell)
+        gates = self.word_input(embedded) if self.word_gates is None else self.word_gates[tokens]
+        hidden, cell = self._lstm(gates, context, hidden, cell)
         return self._output(embedded, hidden, context), (hidden, cell)
 
     def _attend(self, keys: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:

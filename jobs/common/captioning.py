@@ -42,7 +42,7 @@ class CaptioningConfig(Config):
         "of a GPU for each captioning task, where Spark gives GPUs to executors and none to tasks; 0.25: four share it",
     )
     precision: str = option("auto", "auto is fp16 on a GPU, fp32 on a CPU", choices=PRECISIONS)
-    batch_size: int = option(0, "images captioned at once; 0: 256 on a GPU, 32 on a CPU", least=0)
+    batch_size: int = option(0, "images captioned at once; 0: 256 on a GPU, 64 on a CPU", least=0)
     decode_on: str = option(
         "cpu", "gpu: JPEGs are decoded by nvJPEG, to pixels and captions that differ a little", choices=DECODE_ON
     )

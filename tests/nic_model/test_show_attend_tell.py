@@ -50,6 +50,19 @@ def test_context_is_of_what_is_looked_at() -> None:
     assert ((reached > 1e-4) == (weights > 1e-4)).all()
 
 
+@torch.no_grad()
+def test_folded_words_change_no_step() -> None:
+    decoder = attending("soft").eval()
+    memory, state = decoder.start(features_for(decoder, 2))
+    words = torch.tensor([4, 5])
+    logits, (hidden, _) = decoder.step(words, state, memory)
+    decoder.fold_words()
+    again, (hidden_again, _) = decoder.step(words, state, memory)
+    torch.testing.assert_close(again, logits)
+    torch.testing.assert_close(hidden_again, hidden)
+    assert not logits[0].equal(logits[1])
+
+
 def test_doubly_stochastic_penalty() -> None:
     """Zero for an even look at all cells, and all of (1 - P)^2 / P + (P - 1) / P for a look at one only."""
     decoder = attending("soft", dropout=0.0)
