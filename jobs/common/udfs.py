@@ -154,6 +154,6 @@ def use_task_cores() -> None:
 
 @functools.lru_cache(maxsize=1)
 def attending_model(files: "Broadcast[ModelFiles]") -> CaptionModel:
-    """Built once in each Python worker. Here and not in the job: what a job's own file caches, executors cannot find."""
+    """Built once in each Python worker. Not in the job: what a job's own file caches, executors cannot find."""
     use_task_cores()
     return files.value.build()
