@@ -9,7 +9,6 @@ last, unless --model-id or --decode-id name another.
 """
 
 import argparse
-import functools
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
-from pyspark import Broadcast
 from pyspark.sql import DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
@@ -26,8 +24,8 @@ from jobs.common import report, scores, tables, thumbnails
 from jobs.common.session import build_session, exit_status, say
 from jobs.common.sources import Source, find_source, reaching, spread
 from jobs.common.storage import Access
-from jobs.common.udfs import use_task_cores
-from nic_model.checkpoint import CaptionModel, ModelFiles
+from jobs.common.udfs import attending_model
+from nic_model.checkpoint import ModelFiles
 
 PROJECT = Path(__file__).resolve().parents[1]
 SIZES = range(32, 1025)  # of a thumbnail's longer side, in pixels
@@ -156,16 +154,9 @@ def make_thumbnails(spark: SparkSession, job: Job, rows: Sequence[Row]) -> dict[
     size, access = job.options.thumbnail_size, job.access
 
     def make(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        return thumbnails.thumbnail_batches(batches, size, access, _model(files) if files else None)
+        return thumbnails.thumbnail_batches(batches, size, access, attending_model(files) if files else None)
 
     return {row["image_id"]: row for row in images.mapInArrow(make, tables.THUMBNAILS).collect()}
-
-
-@functools.lru_cache(maxsize=1)
-def _model(files: "Broadcast[ModelFiles]") -> CaptionModel:
-    """Built once in each task."""
-    use_task_cores()
-    return files.value.build()
 
 
 def write(page: str, file: Path) -> None:

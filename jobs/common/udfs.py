@@ -23,7 +23,7 @@ from jobs.common.gpus import task_device
 from jobs.common.logs import Logging
 from jobs.common.storage import Access, SystemicError
 from nic_model.captioner import Captioner
-from nic_model.checkpoint import ModelFiles
+from nic_model.checkpoint import CaptionModel, ModelFiles
 from nic_model.config import DecodeConfig
 from nic_model.mapping import MappedModel
 
@@ -150,3 +150,10 @@ def use_task_cores() -> None:
     """As many threads as cores that Spark gave the task, or the workers of one machine fight over them."""
     context = TaskContext.get()
     torch.set_num_threads(max(1, context.cpus() if context else 1))
+
+
+@functools.lru_cache(maxsize=1)
+def attending_model(files: "Broadcast[ModelFiles]") -> CaptionModel:
+    """Built once in each Python worker. Not in the job: what a job's own file caches, executors cannot find."""
+    use_task_cores()
+    return files.value.build()
