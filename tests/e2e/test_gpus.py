@@ -29,8 +29,8 @@ def gpu_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     path = f"{stand_in.parent}{os.pathsep}{os.environ['PATH']}"
     with standalone_cluster(
         folder, workers=1, cores=4, worker_env={"SPARK_WORKER_OPTS": declared, "PATH": path}
-    ) as url:
-        yield url
+    ) as cluster:
+        yield cluster.url
 
 
 def together(tasks: list[dict[str, Any]]) -> list[tuple[str, str]]:
