@@ -96,7 +96,7 @@ def check_spark_options(words: list[str]) -> None:
         if option == "--packages":
             assert set(value.split(",")) <= packages
         if option == "--conf":
-            assert re.fullmatch(r"spark\.[\w.]+=\S+", value), value
+            assert re.fullmatch(r"spark\.[\w.-]+=\S+", value), value
 
 
 def check_submit(words: list[str], data: Path) -> None:
