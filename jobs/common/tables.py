@@ -14,6 +14,7 @@ from operator import and_
 from typing import Any
 
 import pyspark
+from py4j.protocol import Py4JJavaError
 from pyspark.errors import AnalysisException, PySparkException
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -224,8 +225,9 @@ def read_table(spark: SparkSession, location: str, needed: T.StructType, role: s
     check_readable(location, role)
     try:
         table = spark.read.table(location) if is_table_name(location) else _read_path(spark, location)
-    except PySparkException as error:  # no such table; files that are not Parquet
-        reason = str(error).splitlines()[0].split(" SQLSTATE")[0]
+    except (PySparkException, Py4JJavaError) as error:  # no such table; files that are not Parquet
+        found = re.search(r"\[[A-Z_.]+\] [^\n]*", str(error))  # an executor's words are deep in the trace
+        reason = (found[0] if found else str(error).splitlines()[0]).split(" SQLSTATE")[0]
         raise ValueError(f"{role} {location}: {reason}") from None
     there = {f.name: f.dataType.simpleString() for f in table.schema}
     wanted = {f.name: f.dataType.simpleString() for f in needed}

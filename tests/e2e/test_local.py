@@ -140,7 +140,7 @@ def test_nights_on_one_machine(tmp_path: Path) -> None:
         (["--references", "nowhere"], "nowhere: no such table"),
         (["--port", "65530"], "--port 65530: must be at most 65522"),
         (["--size", "1"], "--size: no such option"),
-        (["--folder", "a b"], "--folder a b: "),
+        (["--folder", "a b"], "/a b: Spark wants no space in it"),
     ],
 )
 def test_bad_options_get_one_line(tmp_path: Path, options: list[str], said: str) -> None:

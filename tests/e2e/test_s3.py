@@ -81,8 +81,8 @@ def test_a_prefix_is_captioned(
         s3.admin().put_object(Bucket="photos", Key=f"models/tiny/{file.name}", Body=file.read_bytes())
     out = tmp_path / "captions"
     with configured(s3):
-        given = ["--images", "s3://photos/night", "--model", "s3://photos/models/tiny", "--captions", out]
-        assert run(s3, spark, *given) == 0
+        given = ["--images", "s3://photos/night", "--captions", out]
+        assert run(s3, spark, *given, "--model", "s3://photos/models/tiny") == 0
         (tmp_path / "first").write_text(capfd.readouterr().out)
         assert run(s3, spark, *given, "--model", model, "--max-attempts", 1) == 0
         assert "nothing to do" in capfd.readouterr().out
