@@ -108,7 +108,7 @@ def test_real_photographs_are_scored_on_the_cluster(
     logs = [json.loads(line) for line in (done.stdout + done.stderr).splitlines()]
     assert {line["context"].get("run_id") for line in logs if line["logger"].startswith("jobs")} == {run_id}
     assert any(line["msg"].startswith("60 images in ") for line in logs)
-    files = tmp_path_factory.getbasetemp().glob("cluster*/worker-*/work/*/*/stderr")
+    files = tmp_path_factory.getbasetemp().glob("cluster[0-9]*/worker-*/work/*/*/stderr")
     lines = [line for file in files for line in file.read_text().splitlines() if line.startswith("{")]
     logs = [json.loads(line) for line in lines]
     assert {line["logger"] for line in logs} == {"jobs.executor"}

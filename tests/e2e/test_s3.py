@@ -202,7 +202,7 @@ def test_too_large_is_known_before_it_is_read(s3: Seaweed, monkeypatch: pytest.M
         (NO_KEYS, "photos", "NoCredentialsError: Unable to locate credentials"),
         ((), "nothing-here", "AccessDenied"),  # as S3 answers who may not know whether there is such a bucket
         (("admin-key", "admin-secret"), "nothing-here", "NoSuchBucket"),
-        ((), "locked", "access denied to each of 3 objects tried"),
+        ((), "locked/denied", "access denied to each of 3 objects tried"),
     ],
 )
 def test_what_no_image_can_help_ends_the_run_with_one_line(
@@ -210,7 +210,7 @@ def test_what_no_image_can_help_ends_the_run_with_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     for name in "abc":
-        s3.admin().put_object(Bucket="locked", Key=f"{name}.png", Body=b"x")
+        s3.admin().put_object(Bucket="locked", Key=f"denied/{name}.png", Body=b"x")
     with configured(s3, *identity):
         status = run(s3, spark, "--images", f"s3://{bucket}/", "--model", model, "--captions", tmp_path / "captions")
     assert status in (1, 2)
