@@ -150,10 +150,10 @@ def agreement(options: argparse.Namespace, files: list[str]) -> None:
     print(f"{len(rows)} images, {options.model.name}, {DECODING}\neager fp32, Pillow: BLEU-4 {bleu_4(right):.2f}")
 
     def compare(name: str, precision: str, batch_size: int, order: int = 1) -> None:
-        load = Captioner.load(
+        captioner = Captioner.load(
             options.model, decode_config=DECODING, device="cpu", precision=precision, batch_size=batch_size
         )
-        found = [getattr(result, "text", "") for result in load.caption(contents[::order])][::order]
+        found = [getattr(result, "text", "") for result in captioner.caption(contents[::order])][::order]
         equal = sum(a == b for a, b in zip(found, right, strict=True)) / len(rows)
         print(f"{name}: {equal:.1%} of the captions equal, BLEU-4 {bleu_4(found):.2f}", flush=True)
 

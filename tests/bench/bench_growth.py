@@ -28,12 +28,6 @@ from tests.e2e.cluster import standalone_cluster
 MIB = 1024 * 1024
 
 
-def workers_of_cluster() -> list[psutil.Process]:
-    """The workers' processes, in the order of their folders."""
-    mine = psutil.Process().children(recursive=True)
-    return sorted((one for one in mine if "worker.Worker" in " ".join(one.cmdline())), key=lambda one: one.cwd())
-
-
 @contextmanager
 def watched(workers: list[psutil.Process], most: list[float]) -> Iterator[None]:
     """Keeps in `most` the largest memory, MiB, of what each worker started: shared pages are shared out (PSS)."""
@@ -60,7 +54,7 @@ def watched(workers: list[psutil.Process], most: list[float]) -> Iterator[None]:
 def shuffled(events: Path) -> int:
     """Bytes that all tasks of the application wrote to be shuffled."""
     total = 0
-    for file in (file for file in events.rglob("*") if file.is_file()):
+    for file in events.rglob("events_*"):
         with file.open() as lines:
             for line in lines:
                 event = json.loads(line)
@@ -74,9 +68,8 @@ def run(options: argparse.Namespace, n_workers: int, rows: int, folder: Path) ->
         write_images(options.files, number, folder / f"{name}.parquet")
     (folder / "cluster").mkdir()
     (folder / "events").mkdir()
-    with standalone_cluster(folder / "cluster", workers=n_workers, memory="3g") as url:
-        workers = workers_of_cluster()
-        assert len(workers) == n_workers
+    with standalone_cluster(folder / "cluster", workers=n_workers, memory="3g") as cluster:
+        workers = [psutil.Process(worker.pid) for worker in cluster.workers]
         for core, worker in enumerate(workers):
             for thread in worker.threads():
                 os.sched_setaffinity(thread.id, {core % (os.cpu_count() or 1)})
@@ -87,9 +80,10 @@ def run(options: argparse.Namespace, n_workers: int, rows: int, folder: Path) ->
             "spark.executorEnv.PYTHONPATH": str(ROOT),
             "spark.driver.host": "127.0.0.1",
             "spark.eventLog.enabled": "true",
+            "spark.eventLog.compress": "false",
             "spark.eventLog.dir": f"{folder / 'events'}",
         }
-        SparkSession.builder.master(url).config(map=settings).getOrCreate()
+        SparkSession.builder.master(cluster.url).config(map=settings).getOrCreate()
         spark = build_session("bench")
         most = [0.0] * n_workers
         with watched(workers, most):
