@@ -23,7 +23,7 @@ from pyspark.sql import types as T
 from jobs.common import report, scores, tables, thumbnails
 from jobs.common.session import build_session, exit_status, say
 from jobs.common.sources import Source, find_source, reaching, spread
-from jobs.common.storage import Access
+from jobs.common.storage import Access, SystemicError
 from jobs.common.udfs import attending_model
 from nic_model.checkpoint import ModelFiles
 
@@ -140,7 +140,7 @@ def last_runs(spark: SparkSession, captions: str, keys: dict[str, str]) -> list[
 
 
 def make_thumbnails(spark: SparkSession, job: Job, rows: Sequence[Row]) -> dict[str, Row]:
-    """A row of tables.THUMBNAILS by image_id, made on executors."""
+    """A row of tables.THUMBNAILS by image_id, made on executors. Raises SystemicError where images cannot be had."""
     wanted = spark.createDataFrame(
         [(row["image_id"], row["caption"]) for row in rows if row["image_id"] is not None],
         T.StructType([tables.CAPTIONS["image_id"], tables.CAPTIONS["caption"]]),
@@ -156,7 +156,11 @@ def make_thumbnails(spark: SparkSession, job: Job, rows: Sequence[Row]) -> dict[
     def make(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         return thumbnails.thumbnail_batches(batches, size, access, attending_model(files) if files else None)
 
-    return {row["image_id"]: row for row in images.mapInArrow(make, tables.THUMBNAILS).collect()}
+    made = images.mapInArrow(make, tables.THUMBNAILS).collect()
+    for row in made:
+        if row["problem"] is not None:
+            raise SystemicError(row["problem"])
+    return {row["image_id"]: row for row in made}
 
 
 def write(page: str, file: Path) -> None:

@@ -100,6 +100,13 @@ stop() { # names: ends them and all that they began
     for name in "$@"; do rm -f "$folder/run/$name.pid"; done
 }
 
+stop_all() {
+    local number
+    stop "${processes[@]}"
+    # SeaweedFS makes these wherever its data are, and leaves some of them.
+    for ((number = port; number < port + 8; number++)); do rm -f /tmp/seaweedfs-*-"$number".sock; done
+}
+
 # --- Settings --------------------------------------------------------------------------------------
 
 read_settings() { # those of FOLDER, line by line name=value
@@ -172,10 +179,10 @@ up() {
     set_environment
     weed=$(dirname "$python")/weed
     [[ -x $weed ]] || fail "$python has no SeaweedFS beside it: install requirements.lock there"
-    trap 'stop "${processes[@]}"' EXIT # taken away again once all is ready
+    trap stop_all EXIT # taken away again once all is ready
     trap 'exit 130' INT TERM
 
-    start s3 "$weed" server -dir="$folder/s3" -ip=127.0.0.1 -ip.bind=127.0.0.1 \
+    start s3 "$weed" -logdir="$folder/logs" server -dir="$folder/s3" -ip=127.0.0.1 -ip.bind=127.0.0.1 \
         -s3 -s3.config="$folder/identities.json" -s3.port="$port" -s3.port.grpc=$((port + 1)) \
         -s3.port.iceberg=0 -s3.port.lance=0 -master.volumeSizeLimitMB=1024 -volume.max=0 -volume.preStopSeconds=1 \
         -master.port=$((port + 2)) -master.port.grpc=$((port + 3)) \
@@ -275,7 +282,7 @@ status() {
 }
 
 down() {
-    stop "${processes[@]}"
+    stop_all
     say "all has ended; images, tables and reports stay in $folder"
 }
 

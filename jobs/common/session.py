@@ -134,10 +134,16 @@ def complain(line: str) -> None:
 
 
 def exit_status(main: Callable[[], int]) -> int:
-    """Runs a job. A ValueError is the user's to mend: one line on stderr and status 2, no traceback."""
+    """Runs a job. A ValueError is the user's to mend: one line on stderr and status 2, no traceback; what no job can go
+    on without ends it with one line and status 1."""
     try:
         logs.configure(logs.Logging(logs.chosen_format()))
         return main()
     except ValueError as error:
         complain(str(error))
         return 2
+    except Exception as error:
+        if (why := systemic(error)) is None:
+            raise
+        complain(why)
+        return 1

@@ -92,6 +92,7 @@ THUMBNAILS = _columns(
     ("height", T.IntegerType(), "of the JPEG, in pixels"),
     ("words", T.ArrayType(_STRING), "tokens of the caption; null without attention"),
     ("attention", T.BinaryType(), "a byte for each token and cell of the grid, token by token"),
+    ("problem", _STRING, "what ends the report, of no image; else null"),
 )
 
 REFERENCES = _columns(

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from jobs.common.executor import fetch
-from jobs.common.storage import Access
+from jobs.common.storage import Access, SystemicError
 from nic_model.captioner import Failure
 from nic_model.checkpoint import CaptionModel
 from nic_model.images import ImageError, open_rgb, resize
@@ -35,6 +35,7 @@ OUTPUT = pa.schema([
     ("height", pa.int32()),
     ("words", pa.list_(pa.string())),  # of the caption; null without attention
     ("attention", pa.binary()),  # a byte for each word and cell, 255 for the cell looked at most at that word
+    ("problem", pa.string()),  # what ends the report, of no image; else null
 ])  # fmt: skip
 
 
@@ -43,12 +44,15 @@ def thumbnail_batches(
 ) -> Iterator[pa.RecordBatch]:
     """For each record batch of CAPTIONED one of OUTPUT, row for row; the JPEGs' longer side is at most `size` pixels.
 
-    An image without content is fetched from its uri as `access` allows; SystemicError is raised for what would be so
-    with every image. With `model`, whose decoder is
-    show_attend_tell, captions come with their attention.
+    An image without content is fetched from its uri as `access` allows; what would be so with every image is the
+    `problem` of one row, the last: raised here, it would be tried and told four times by Spark. With `model`, whose
+    decoder is show_attend_tell, captions come with their attention.
     """
-    for batch in batches:
-        yield pa.RecordBatch.from_pylist([_thumbnail(row, size, access, model) for row in _rows(batch)], OUTPUT)
+    try:
+        for batch in batches:
+            yield pa.RecordBatch.from_pylist([_thumbnail(row, size, access, model) for row in _rows(batch)], OUTPUT)
+    except SystemicError as error:
+        yield pa.RecordBatch.from_pylist([{"problem": str(error)}], OUTPUT)
 
 
 def _rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:

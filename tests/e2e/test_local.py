@@ -127,6 +127,7 @@ def test_nights_on_one_machine(tmp_path: Path) -> None:
         cluster("down", folder)
     assert members(leaders) == []
     assert not [number for number in range(PORTS) if listens(port + number)]
+    assert not [file for number in range(PORTS) for file in Path("/tmp").glob(f"seaweedfs-*-{port + number}.sock")]
     assert "not up" in cluster("night", folder, status=2)
 
 

@@ -70,6 +70,15 @@ def test_a_thumbnail_for_each_row_whatever_the_images_are(tmp_path: Path) -> Non
     assert [row["jpeg"] is None for row in made[0].to_pylist()] == [True, True, True, True, False]
 
 
+def test_a_server_that_is_away_is_told_once() -> None:
+    away = Access("http://127.0.0.1:9", patience=0)
+    rows = [{"image_id": name, "uri": f"s3://photos/{name}"} for name in ("a", "b")]
+    [made] = thumbnails.thumbnail_batches([batch(*rows), batch(*rows)], 64, away)
+    [row] = made.to_pylist()
+    assert row["problem"].startswith("s3://photos: ")
+    assert row["image_id"] is None
+
+
 def test_attention_is_the_models() -> None:
     model = attending_model()
     [made] = thumbnails.thumbnail_batches(

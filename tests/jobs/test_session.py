@@ -2,7 +2,7 @@
 
 import pytest
 
-from jobs.common.session import systemic
+from jobs.common.session import exit_status, systemic
 from jobs.common.storage import SystemicError
 
 FROM_A_TASK = """An error occurred while calling o99.parquet.
@@ -40,3 +40,23 @@ FROM_A_STORE = """An error occurred while calling o7.sql.
 )
 def test_systemic(error: BaseException, line: str | None) -> None:
     assert systemic(error) == line
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (ValueError("--size 0: must be at least 1"), 2, "--size 0: must be at least 1"),
+        (SystemicError("s3://photos: NoSuchBucket"), 1, "s3://photos: NoSuchBucket"),
+    ],
+)
+def test_a_job_ends_with_one_line(error: Exception, status: int, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> int:
+        raise error
+
+    assert exit_status(main) == status
+    assert capsys.readouterr().err == f"error: {line}\n"
+
+
+def test_a_bug_is_not_hidden() -> None:
+    with pytest.raises(ZeroDivisionError):
+        exit_status(lambda: 1 // 0)
