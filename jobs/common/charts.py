@@ -65,7 +65,15 @@ _CONFIG = {
     "font": "system-ui, sans-serif",
     "background": "transparent",
     "view": {"stroke": None},
-    "axis": {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal", "domain": False, "ticks": False},
+    "axis": {
+        "labelFontSize": 12,
+        "labelPadding": 6,
+        "titleFontSize": 12,
+        "titleFontWeight": "normal",
+        "titlePadding": 12,  # the width of labels is guessed without the page's font
+        "domain": False,
+        "ticks": False,
+    },
     "legend": {"labelFontSize": 12},
     "mark": {"color": _SERIES[0]},
 }
