@@ -71,7 +71,7 @@ def find_words(batches: Iterable[pa.RecordBatch], with_rouge: bool = True) -> It
         n_captions, n_references = _sizes(batch, "captions"), np.bincount(of_image[valid], minlength=len(rows))
         scored = (n_captions > 0) & (n_references > 0)
         ours = batch.column("captions").flatten().filter(pa.array(np.repeat(scored, n_captions)))
-        texts = key_texts(pa.concat_arrays([ours, given.filter(pa.array(valid & scored[of_image]))]).to_pylist())
+        texts = key_texts(pa.concat_arrays([ours, given.filter(pa.array(valid & scored[of_image]))]))
         n_ours, n_theirs = n_captions * scored, n_references * scored
         rouge = pa.nulls(len(rows), pa.list_(pa.float64()))
         if with_rouge:
