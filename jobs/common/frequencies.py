@@ -3,9 +3,8 @@
 import numpy as np
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
-from pyspark.sql.pandas.types import from_arrow_schema
 
-from jobs.common import segments, tables
+from jobs.common import documents, tables
 from nic_model.metrics.segments import KeyFrequencies
 
 # They go by way of the driver to every Python worker, 12 bytes each.
@@ -14,14 +13,14 @@ MOST = 30_000_000
 OPTION = "--document-frequencies"
 
 
-def write_frequencies(worded: DataFrame, location: str) -> None:
-    """Of the references of all images that have a caption. `worded` has rows of segments.WORDED."""
-    counts = worded.select("reference_words", "reference_lengths").mapInArrow(
-        segments.count_frequencies, from_arrow_schema(segments.COUNTS)
-    )
+def write_frequencies(words: DataFrame, location: str) -> None:
+    """Of the references of all images that have a caption. `words` has rows of segments.WORDS."""
+    counts = words.select(documents.COUNTS.names).where(F.col("part").isNotNull())
     # Few long rows: Spark only carries them.
     sums = (
-        counts.repartition("part").sortWithinPartitions("part").mapInArrow(segments.sum_frequencies, tables.FREQUENCIES)
+        counts.repartition("part")
+        .sortWithinPartitions("part")
+        .mapInArrow(documents.sum_frequencies, tables.FREQUENCIES)
     )
     tables.write_table(sums, location, mode="overwrite", rebalance=False)
 
