@@ -6,6 +6,7 @@ from itertools import groupby
 import numpy as np
 import pyarrow as pa
 
+from jobs.common.batches import pack, regroup
 from nic_model.metrics.ngrams import Keys, count_documents, starts
 
 # What a task counted, a row for each part of the n-grams, by their keys' first bits; both as the bytes of whole numbers
@@ -14,7 +15,12 @@ COUNTS = pa.schema([("part", pa.int32()), ("ngrams", pa.binary()), ("n_images", 
 
 FREQUENCIES = pa.schema([("ngram", pa.int64()), ("n_images", pa.int64())])
 
+# Batches of FREQUENCIES, and how many rows they have.
+PACKED = pa.schema([("frequencies", pa.binary()), ("n_rows", pa.int64())])
+
 PARTS = 256
+
+_ROWS = 1 << 18
 
 # N-grams that a task holds before it hands their counts on: some 100 MB.
 _HELD = 4_000_000
@@ -42,6 +48,12 @@ class Documents:
         if self._held:
             yield _parts(*_merge(self._held))
         yield _rows([-1], [np.zeros(1, np.int64)], [np.array([self._images])])
+
+
+def pack_frequencies(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Rows of PACKED for rows of COUNTS: see sum_frequencies."""
+    for batch in regroup(sum_frequencies(batches), _ROWS, _ROWS * 16):
+        yield pa.RecordBatch.from_pydict({"frequencies": [pack(batch)], "n_rows": [batch.num_rows]}, PACKED)
 
 
 def sum_frequencies(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

@@ -12,12 +12,12 @@ from pyspark import StorageLevel
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
-from pyspark.sql.pandas.types import from_arrow_schema
+from pyspark.sql.pandas.types import from_arrow_schema, to_arrow_schema
 
 from jobs.common import bootstrap, segments, slices, tables
 from jobs.common.batches import unpack
 from jobs.common.bootstrap import Interval
-from jobs.common.frequencies import OPTION, collect_frequencies, read_frequencies, write_frequencies
+from jobs.common.frequencies import OPTION, collect_frequencies, read_frequencies, sum_frequencies, write_frequencies
 from jobs.common.session import threads
 from nic_model.metrics import bleu
 from nic_model.metrics.segments import KeyFrequencies
@@ -97,16 +97,18 @@ def evaluate(
     slices.check_columns(wanted, how.by, f"--references {references}")
     with _kept(find_words(gather(written, wanted, how.by), how)) as words:
         models = find_models(words, f"--captions {captions}", f"--references {references}")
-        frequencies = _frequencies(spark, words, scores, how)
-        with _kept(count_segments(words, models, frequencies, how)) as figures, threads(spark) as pool:
-            target = part(scores, "segments")
-            table = unpack_segments(figures).withColumn("run_id", F.lit(run_id)).select(tables.SEGMENTS.names)
-            writing = pool.submit(tables.write_table, table, target, mode="overwrite", rebalance=False)
+        with (
+            _frequencies(spark, words, scores, how) as frequencies,
+            _kept(count_segments(words, models, frequencies, how)) as figures,
+            threads(spark) as pool,
+        ):
             found = score_segments(figures, how)
+            table = unpack_segments(figures).withColumn("run_id", F.lit(run_id)).select(tables.SEGMENTS.names)
+            writing = pool.submit(tables.write_table, table, part(scores, "segments"), "overwrite", rebalance=False)
+            tables.write_table(_corpus(spark, found, run_id, how), part(scores, "corpus"), "overwrite", rebalance=False)
+            if how.by:
+                tables.write_table(_slices(spark, found, run_id, how), part(scores, "slices"), "overwrite")
             writing.result()
-    tables.write_table(_corpus(spark, found, run_id, how), part(scores, "corpus"), mode="overwrite", rebalance=False)
-    if how.by:
-        tables.write_table(_slices(spark, found, run_id, how), part(scores, "slices"), mode="overwrite")
     return [score for score in found if score.slice is None]
 
 
@@ -236,26 +238,39 @@ def title(metric: str) -> str:
     return "CIDEr" if metric == "cider" else metric.upper().replace("_", "-")
 
 
-def _frequencies(spark: SparkSession, words: DataFrame, scores: str, how: Evaluation) -> KeyFrequencies | None:
-    """Those of the table that was given, or else of all images scored, which are written beside the scores first."""
+@contextmanager
+def _frequencies(
+    spark: SparkSession, words: DataFrame, scores: str, how: Evaluation
+) -> Iterator[KeyFrequencies | None]:
+    """Those of the table that was given; or of all images scored, which are written beside the scores meanwhile."""
     if "cider" not in how.metrics:
-        return None
-    if how.frequencies:
-        return read_frequencies(spark, how.frequencies)
-    location = part(scores, "document_frequencies")
-    write_frequencies(words, location)
-    return collect_frequencies(tables.read_again(spark, location, tables.FREQUENCIES), location)
+        yield None
+    elif how.frequencies:
+        yield read_frequencies(spark, how.frequencies)
+    else:
+        with _kept(sum_frequencies(words)) as packed, threads(spark) as pool:
+            found = collect_frequencies(packed)
+            writing = pool.submit(write_frequencies, packed, part(scores, "document_frequencies"))
+            yield found
+            writing.result()
 
 
 def _corpus(spark: SparkSession, scores: list[Score], run_id: str, how: Evaluation) -> DataFrame:
     rows = [row for score in scores if score.slice is None for row in _score_rows(score, run_id, how)]
-    return spark.createDataFrame(rows, tables.CORPUS).coalesce(1)
+    return _small(spark, rows, tables.CORPUS)
 
 
 def _slices(spark: SparkSession, scores: list[Score], run_id: str, how: Evaluation) -> DataFrame:
     sliced = [score for score in scores if score.slice is not None]
     rows = [(score.slice, score.value, *row) for score in sliced for row in _score_rows(score, run_id, how)]
-    return spark.createDataFrame(rows, tables.SLICES)
+    return _small(spark, rows, tables.SLICES)
+
+
+def _small(spark: SparkSession, rows: list[tuple[Any, ...]], columns: T.StructType) -> DataFrame:
+    """A table that is part of the plan: Spark starts no Python for it."""
+    schema = to_arrow_schema(columns)
+    arrays = [pa.array(column, f.type) for column, f in zip(zip(*rows, strict=True), schema, strict=True)]
+    return spark.createDataFrame(pa.Table.from_arrays(arrays, schema=schema), columns)
 
 
 def _score_rows(score: Score, run_id: str, how: Evaluation) -> list[tuple[Any, ...]]:

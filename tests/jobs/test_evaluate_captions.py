@@ -13,7 +13,7 @@ from pyspark.sql import functions as F
 from jobs import evaluate_captions
 from jobs.common import documents, scores, segments, tables
 from jobs.common.batches import unpack
-from jobs.common.frequencies import read_frequencies, write_frequencies
+from jobs.common.frequencies import collect_frequencies, read_frequencies, sum_frequencies, write_frequencies
 from jobs.common.segments import CAPTION_LENGTH
 from jobs.common.session import exit_status
 from nic_model.metrics.bleu import corpus_bleu, segment_counts, signature
@@ -165,8 +165,12 @@ def test_figures_do_not_depend_on_partitions(spark: SparkSession, tmp_path: Path
         references = spark.createDataFrame(rows, tables.REFERENCES).orderBy(F.rand(partitions))
         images = scores.gather(captions.repartition(partitions), references).repartition(partitions)
         words = scores.find_words(images, how).persist()
-        write_frequencies(words.repartition(partitions), str(tmp_path / "frequencies"))
+        write_frequencies(sum_frequencies(words.repartition(partitions)), str(tmp_path / "frequencies"))
         shared = read_frequencies(spark, str(tmp_path / "frequencies"))
+        again = collect_frequencies(sum_frequencies(words))
+        assert np.array_equal(shared.keys, again.keys)
+        assert np.array_equal(shared.counts, again.counts)
+        assert shared.n_documents == again.n_documents
         figures = scores.count_segments(words.repartition(partitions), [("m1", "d1")], shared, how)
         found.append(scores.score_segments(figures.repartition(partitions), how))
         words.unpersist()
