@@ -1,8 +1,17 @@
 """Arrow batches as Spark carries them: in other sizes, and packed into the bytes of a row. No Spark in it."""
 
+import functools
+import gc
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import pyarrow as pa
+
+
+@functools.cache
+def settle() -> None:
+    """Lets garbage collection pass over all that this Python process has loaded. Spark's workers collect after each
+    task, which takes as long as a small task itself."""
+    gc.freeze()
 
 
 def regroup(batches: Iterable[pa.RecordBatch], rows: int, n_bytes: int) -> Iterator[pa.RecordBatch]:

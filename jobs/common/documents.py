@@ -9,8 +9,8 @@ import pyarrow as pa
 from jobs.common.batches import pack, regroup
 from nic_model.metrics.ngrams import Keys, count_documents, starts
 
-# What a task counted, a row for each part of the n-grams, by their keys' first bits; both as the bytes of whole numbers
-# of 64 bits. Part -1 has one n-gram, which stands for all images.
+# What a task counted, a row for each part of the n-grams, by their keys' first bits, as the bytes of whole numbers: of
+# 64 bits and, of a task's images, of 32. Part -1 has one n-gram, which stands for all images.
 COUNTS = pa.schema([("part", pa.int32()), ("ngrams", pa.binary()), ("n_images", pa.binary())])
 
 FREQUENCIES = pa.schema([("ngram", pa.int64()), ("n_images", pa.int64())])
@@ -67,7 +67,7 @@ def sum_frequencies(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatc
 
 
 def _numbers(keys: pa.Scalar, counts: pa.Scalar) -> tuple[Keys, np.ndarray]:
-    return np.frombuffer(keys.as_buffer(), np.uint64), np.frombuffer(counts.as_buffer(), np.int64)
+    return np.frombuffer(keys.as_buffer(), np.uint64), np.frombuffer(counts.as_buffer(), np.uint32).astype(np.int64)
 
 
 def _merge(parts: list[tuple[Keys, np.ndarray]]) -> tuple[Keys, np.ndarray]:
@@ -88,8 +88,8 @@ def _parts(keys: Keys, counts: np.ndarray) -> pa.RecordBatch:
     return _rows(range(PARTS), np.split(keys, ends), np.split(counts, ends))
 
 
-def _rows(parts: Sequence[int], *numbers: Sequence[np.ndarray]) -> pa.RecordBatch:
-    columns = [parts, *([of.tobytes() for of in column] for column in numbers)]
+def _rows(parts: Sequence[int], keys: Sequence[np.ndarray], counts: Sequence[np.ndarray]) -> pa.RecordBatch:
+    columns = [parts, [of.tobytes() for of in keys], [of.astype(np.uint32).tobytes() for of in counts]]
     return pa.RecordBatch.from_arrays(
         [pa.array(c, f.type) for c, f in zip(columns, COUNTS, strict=True)], schema=COUNTS
     )
