@@ -61,7 +61,7 @@ def compare(
     pairs: DataFrame, baseline: Model, candidate: Model, metrics: Sequence[str], seed: int
 ) -> list[dict[str, Any]]:
     """For each metric the columns of COMPARISONS that are figures. Raises ValueError where there are no pairs."""
-    sums = {group[:2]: found for group, found in sum_segments(pairs, (), seed)}
+    sums = {group[:2]: found for group, found in sum_segments(pairs, seed)}
     if not sums:
         raise ValueError(f"--baseline {baseline[0]} and --candidate {candidate[0]}: no image has a score of both")
     scores = [bootstrap.scores_of(sums[model]) for model in (baseline, candidate)]

@@ -19,8 +19,8 @@ from datetime import UTC, datetime
 
 from jobs.common import scores, tables
 from jobs.common.frequencies import OPTION
+from jobs.common.segments import CAPTION_LENGTH
 from jobs.common.session import build_session, exit_status, say
-from jobs.common.slices import CAPTION_LENGTH
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:

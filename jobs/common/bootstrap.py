@@ -9,6 +9,7 @@ numbers: sums are the same to the last bit however Spark adds them.
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import pyarrow as pa
@@ -30,11 +31,11 @@ SUMS = pa.schema([
     ("decode_id", pa.string()),
     ("slice", pa.string()),  # null: all
     ("value", pa.string()),
-    ("replicate", pa.int32()),  # 0: each image once
-    ("sums", pa.list_(pa.int64())),
+    ("sums", pa.binary()),  # (1 + REPLICATES, WIDTH) whole numbers of 64 bits; the first row has each image once
 ])  # fmt: skip
 
 Ints = NDArray[np.int64]
+Group = tuple[str | None, ...]  # model_id, decode_id, slice and value
 
 _BLOCK = 512  # segments weighed at once: 4 MB of weights
 _HELD = 256  # groups that a task holds before it hands their sums on: 29 MB
@@ -63,34 +64,64 @@ def _poisson() -> NDArray[np.float64]:
 _POISSON = _poisson()
 
 
-def sum_segments(batches: Iterable[pa.RecordBatch], slices: Sequence[str], seed: int) -> Iterator[pa.RecordBatch]:
-    """Rows of SUMS, to be added up, for rows of segments: image (a hash, long), model_id, decode_id, missing,
-    bleu_counts, rouge_l, cider and a column of strings, `slice:` before its name, for each of `slices`."""
-    held: dict[tuple[str | None, ...], Ints] = {}
-    for batch in batches:
+class Sums:
+    """Adds up segments by model and slice, and gives rows of SUMS, to be added up: a group may come more than once."""
+
+    def __init__(self, slices: Sequence[str], seed: int) -> None:
+        self._slices, self._seed = slices, seed
+        self._held: dict[Group, Ints] = {}
+
+    def add(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+        """Rows of segments: image (a hash, long), model_id, decode_id, missing, bleu_counts, rouge_l, cider and a
+        column of strings, `slice:` before its name, for each of the slices."""
         for start in range(0, batch.num_rows, _BLOCK):
-            _add(batch.slice(start, _BLOCK), slices, seed, held)
-            if len(held) > _HELD:
-                yield from map(_rows, held.items())
-                held.clear()
-    yield from map(_rows, held.items())
+            self._add(batch.slice(start, _BLOCK))
+            if len(self._held) > _HELD:
+                yield from self.rest()
+
+    def rest(self) -> Iterator[pa.RecordBatch]:
+        """What is still held."""
+        yield from map(_rows, self._held.items())
+        self._held.clear()
+
+    def _add(self, block: pa.RecordBatch) -> None:
+        values = _values(block)
+        weighed = weights(block.column("image").to_numpy().view(np.uint64), self._seed)
+        models = [block.column(name).to_pylist() for name in ("model_id", "decode_id")]
+        for name in (None, *self._slices):
+            groups: dict[Group, list[int]] = {}
+            of_slice = block.column(f"slice:{name}").to_pylist() if name else [None] * len(block)
+            for at, (model, decode, value) in enumerate(zip(*models, of_slice, strict=True)):
+                groups.setdefault((model, decode, name, value), []).append(at)
+            for group, rows in groups.items():
+                sums = self._held.setdefault(group, np.zeros((1 + REPLICATES, WIDTH), np.int64))
+                some = values[rows] if len(groups) > 1 else values
+                sums[0] += some.sum(axis=0).astype(np.int64)
+                # Whole numbers below 2 ** 53: exact.
+                sums[1:] += ((weighed[rows] if len(groups) > 1 else weighed).T @ some).astype(np.int64)
 
 
-def _add(block: pa.RecordBatch, slices: Sequence[str], seed: int, held: dict[tuple[str | None, ...], Ints]) -> None:
-    values = _values(block)
-    weighed = weights(block.column("image").to_numpy().view(np.uint64), seed)
-    models = [block.column(name).to_pylist() for name in ("model_id", "decode_id")]
-    for name in (None, *slices):
-        groups: dict[tuple[str | None, ...], list[int]] = {}
-        of_slice = block.column(f"slice:{name}").to_pylist() if name else [None] * len(block)
-        for at, (model, decode, value) in enumerate(zip(*models, of_slice, strict=True)):
-            groups.setdefault((model, decode, name, value), []).append(at)
-        for group, rows in groups.items():
-            sums = held.setdefault(group, np.zeros((1 + REPLICATES, WIDTH), np.int64))
-            some = values[rows] if len(groups) > 1 else values
-            sums[0] += some.sum(axis=0).astype(np.int64)
-            # Whole numbers below 2 ** 53: exact.
-            sums[1:] += ((weighed[rows] if len(groups) > 1 else weighed).T @ some).astype(np.int64)
+def sum_segments(batches: Iterable[pa.RecordBatch], slices: Sequence[str], seed: int) -> Iterator[pa.RecordBatch]:
+    """Rows of SUMS for rows of segments: see Sums."""
+    sums = Sums(slices, seed)
+    for batch in batches:
+        yield from sums.add(batch)
+    yield from sums.rest()
+
+
+def add_sums(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """A row of SUMS for each group, for all its rows, sorted by group."""
+    rows = (row for batch in batches for row in zip(*batch.columns, strict=True))
+    for group, same in groupby(rows, lambda row: tuple(item.as_py() for item in row[:-1])):
+        total = np.zeros((1 + REPLICATES, WIDTH), np.int64)
+        for row in same:
+            total += read_sums(row[-1])
+        yield _rows((group, total))
+
+
+def read_sums(sums: pa.BinaryScalar) -> Ints:
+    """The column of SUMS, (1 + REPLICATES, WIDTH)."""
+    return np.frombuffer(sums.as_buffer(), np.int64).reshape(-1, WIDTH)
 
 
 def _values(block: pa.RecordBatch) -> NDArray[np.float64]:
@@ -107,17 +138,10 @@ def _values(block: pa.RecordBatch) -> NDArray[np.float64]:
     return values
 
 
-def _rows(item: tuple[tuple[str | None, ...], Ints]) -> pa.RecordBatch:
+def _rows(item: tuple[Group, Ints]) -> pa.RecordBatch:
     group, sums = item
-    offsets = pa.array(np.arange(len(sums) + 1, dtype=np.int32) * WIDTH)
-    return pa.RecordBatch.from_arrays(
-        [
-            *(pa.array([name] * len(sums), pa.string()) for name in group),
-            pa.array(np.arange(len(sums), dtype=np.int32)),
-            pa.ListArray.from_arrays(offsets, pa.array(sums.ravel())),
-        ],
-        schema=SUMS,
-    )
+    columns = [*group, sums.tobytes()]
+    return pa.RecordBatch.from_arrays([pa.array([c], f.type) for c, f in zip(columns, SUMS, strict=True)], schema=SUMS)
 
 
 @dataclass(frozen=True)

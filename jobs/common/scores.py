@@ -1,7 +1,6 @@
 """The score tables: captions joined with references, counted on executors, summed by Spark, scored once."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -9,16 +8,17 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from pyspark import StorageLevel
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
-from pyspark.sql.pandas.types import from_arrow_schema
+from pyspark.sql.pandas.types import from_arrow_schema, to_arrow_schema
 
 from jobs.common import bootstrap, segments, slices, tables
+from jobs.common.batches import unpack
 from jobs.common.bootstrap import Interval
-from jobs.common.frequencies import OPTION, collect_frequencies, read_frequencies, write_frequencies
+from jobs.common.frequencies import OPTION, collect_frequencies, read_frequencies, sum_frequencies, write_frequencies
+from jobs.common.session import threads
 from nic_model.metrics import bleu
 from nic_model.metrics.segments import KeyFrequencies
 
@@ -27,6 +27,8 @@ KEYS = ("model_id", "decode_id")
 
 # What is needed of the captions.
 CAPTIONS = T.StructType([tables.CAPTIONS[n] for n in ("image_id", *KEYS, "caption", "status")])
+
+_SUMS = from_arrow_schema(bootstrap.SUMS)
 
 
 @dataclass(frozen=True)
@@ -87,50 +89,43 @@ def evaluate(
     lacks columns, where an image stands twice, or where not one image with a caption is among the references.
     """
     how = evaluation or Evaluation()
-    written = tables.read_table(spark, captions, CAPTIONS, role="--captions")
-    wanted = tables.read_table(spark, references, tables.REFERENCES, role="--references")
+    # Much of a small job is the driver's planning: what can be planned or written beside something else is.
+    with threads(spark) as pool:
+        reading = pool.submit(tables.read_table, spark, references, tables.REFERENCES, role="--references")
+        written = tables.read_table(spark, captions, CAPTIONS, role="--captions")
+        wanted = reading.result()
     slices.check_columns(wanted, how.by, f"--references {references}")
-    with ThreadPoolExecutor(1) as pool, _kept(find_words(gather(written, wanted, how.by), how)) as worded:
-        models = pool.submit(find_models, written)  # meanwhile: much of a small job is the driver's planning
-        _check_rows(worded, f"--captions {captions}", f"--references {references}")
-        frequencies = _frequencies(spark, worded, scores, how)
-        counted = count_segments(worded, models.result(), frequencies, how).withColumn("run_id", F.lit(run_id))
-        target = part(scores, "segments")
-        tables.write_table(counted.select(tables.SEGMENTS.names), target, mode="overwrite", rebalance=False)
-    found = score_segments(tables.read_again(spark, target, tables.SEGMENTS), how)
-    tables.write_table(_corpus(spark, found, run_id, how), part(scores, "corpus"), mode="overwrite", rebalance=False)
-    if how.by:
-        tables.write_table(_slices(spark, found, run_id, how), part(scores, "slices"), mode="overwrite")
+    with _kept(find_words(gather(written, wanted, how.by), how)) as words:
+        models = find_models(words, f"--captions {captions}", f"--references {references}")
+        with (
+            _frequencies(spark, words, scores, how) as frequencies,
+            _kept(count_segments(words, models, frequencies, how)) as figures,
+            threads(spark) as pool,
+        ):
+            found = score_segments(figures, how)
+            table = unpack_segments(figures).withColumn("run_id", F.lit(run_id)).select(tables.SEGMENTS.names)
+            writing = pool.submit(tables.write_table, table, part(scores, "segments"), "overwrite", rebalance=False)
+            tables.write_table(_corpus(spark, found, run_id, how), part(scores, "corpus"), "overwrite", rebalance=False)
+            if how.by:
+                tables.write_table(_slices(spark, found, run_id, how), part(scores, "slices"), "overwrite")
+            writing.result()
     return [score for score in found if score.slice is None]
-
-
-def find_models(captions: DataFrame) -> list[tuple[str, str]]:
-    """All that have a row, be it one without a caption: model_id and decode_id."""
-    found = captions.select(*KEYS).distinct().collect()
-    return sorted(
-        ((row["model_id"], row["decode_id"]) for row in found), key=lambda ids: [(i is not None, i) for i in ids]
-    )
-
-
-def captioned(captions: DataFrame) -> DataFrame:
-    """The captions that there are: what failed is left out."""
-    return captions.where((F.col("status") == "ok") & F.col("caption").isNotNull())
 
 
 def gather(captions: DataFrame, references: DataFrame, by: Sequence[str] = ()) -> DataFrame:
     """A row of segments.IMAGES for each image of either table, by one shuffle. Rows without image_id stay apart."""
     listed = F.struct(F.col("captions").alias("references"), slices.values(references, by).alias("slices"))
-    caption = F.struct(*KEYS, "caption")
+    caption = F.struct(*KEYS, F.when(F.col("status") == "ok", F.col("caption")).alias("caption"))
     either = references.select(
         "image_id", listed.alias("listed"), F.lit(None).cast(_type(captions, caption)).alias("caption")
     )
-    other = captioned(captions).select(
+    other = captions.select(
         "image_id", F.lit(None).cast(_type(references, listed)).alias("listed"), caption.alias("caption")
     )
     apart = F.when(F.col("image_id").isNull(), F.monotonically_increasing_id())
     rows = either.unionByName(other).withColumn("apart", apart)
     # Spark would not merge the small partitions of what is kept: as many as it reads, and one for each core.
-    size = max(rows.rdd.getNumPartitions(), rows.sparkSession.sparkContext.defaultParallelism)
+    size = max(_partitions(rows), rows.sparkSession.sparkContext.defaultParallelism)
     images = (
         rows.repartition(size, "image_id", "apart")
         .groupBy("image_id", "apart")
@@ -139,6 +134,7 @@ def gather(captions: DataFrame, references: DataFrame, by: Sequence[str] = ()) -
     first = F.get("listed", F.lit(0))
     return images.select(
         "image_id",
+        F.xxhash64("image_id").alias("image"),
         F.size("listed").alias("n_listed"),
         first["slices"].alias("slices"),
         *(F.col("captions")[key].alias(f"{key}s") for key in KEYS),
@@ -148,63 +144,78 @@ def gather(captions: DataFrame, references: DataFrame, by: Sequence[str] = ()) -
 
 
 def find_words(images: DataFrame, how: Evaluation) -> DataFrame:
-    with_rouge = "rouge_l" in how.metrics
+    """Rows of segments.WORDS."""
+    with_rouge, with_frequencies = "rouge_l" in how.metrics, "cider" in how.metrics and not how.frequencies
 
     def find(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        return segments.find_words(batches, with_rouge)
+        return segments.find_words(batches, with_rouge, with_frequencies)
 
-    return images.mapInArrow(find, from_arrow_schema(segments.WORDED))
+    return images.mapInArrow(find, from_arrow_schema(segments.WORDS))
+
+
+def find_models(words: DataFrame, here: str, there: str) -> list[tuple[str, str]]:
+    """All that have a row, be it one without a caption: model_id and decode_id. `words` has rows of segments.WORDS.
+
+    Raises ValueError for an image that stands twice, or where captions and references have none in common.
+    """
+    seen = words.where(F.col("matched").isNotNull()).select(segments.SEEN.names).toArrow().to_pylist()
+    for what, most, image in ((there, "n_listed", "listed"), (here, "n_same", "same")):
+        worst = max(seen, key=lambda row: row[most], default={most: 0})
+        if worst[most] > 1:
+            raise ValueError(f"{what}: image_id {worst[image]} is there {worst[most]} times; once is allowed")
+    if not any(row["matched"] for row in seen):
+        raise ValueError(_unmatched(seen, here, there))
+    models = {pair for row in seen for pair in zip(row["model_ids"], row["decode_ids"], strict=True)}
+    return sorted(models, key=lambda ids: [(i is not None, i) for i in ids])
 
 
 def count_segments(
-    worded: DataFrame, models: Sequence[tuple[str, str]], frequencies: KeyFrequencies | None, how: Evaluation
+    words: DataFrame, models: Sequence[tuple[str, str]], frequencies: KeyFrequencies | None, how: Evaluation
 ) -> DataFrame:
-    """The table of segments without the run."""
-    sent = worded.sparkSession.sparkContext.broadcast(frequencies)
-    with_bleu = "bleu" in how.metrics
+    """Rows of segments.FIGURES."""
+    sent = words.sparkSession.sparkContext.broadcast(frequencies)
+    with_bleu, by, seed = "bleu" in how.metrics, how.by, how.seed
 
     def count(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        return segments.count_segments(batches, models, sent.value, with_bleu)
+        return segments.count_segments(batches, models, sent.value, with_bleu, by, seed)
 
-    return worded.mapInArrow(count, from_arrow_schema(segments.COUNTED))
+    worded = words.select("worded").where(F.col("worded").isNotNull())
+    return worded.mapInArrow(count, from_arrow_schema(segments.FIGURES))
 
 
-def sum_segments(table: DataFrame, by: Sequence[str], seed: int) -> list[tuple[tuple[str | None, ...], np.ndarray]]:
-    """For each model and decoding, and each value of what `by` names: model_id, decode_id, slice, value; and the sums
-    (1 + REPLICATES, WIDTH) of segments: see bootstrap.py."""
+def unpack_segments(figures: DataFrame) -> DataFrame:
+    """The table of segments without the run."""
+    counted = figures.select("counted").where(F.col("counted").isNotNull())
+    return counted.mapInArrow(unpack, from_arrow_schema(segments.COUNTED))
+
+
+def sum_segments(table: DataFrame, seed: int) -> list[tuple[bootstrap.Group, np.ndarray]]:
+    """For each model and decoding of a table of segments the sums (1 + REPLICATES, WIDTH): see bootstrap.py."""
 
     def add(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        return bootstrap.sum_segments(batches, by, seed)
+        return bootstrap.sum_segments(batches, (), seed)
 
-    needed = table.select(
-        F.xxhash64("image_id").alias("image"),
-        *KEYS,
-        *("missing", "bleu_counts", "rouge_l", "cider"),
-        *(slices.value(name).alias(f"slice:{name}") for name in by),
-    )
-    group = ("model_id", "decode_id", "slice", "value")
-    parts = needed.mapInArrow(add, from_arrow_schema(bootstrap.SUMS))
-    sums = [F.sum(F.col("sums")[at]).alias(f"sum_{at}") for at in range(bootstrap.WIDTH)]
-    total = (
-        parts.groupBy(*group, "replicate")
-        .agg(*sums)
-        .toArrow()
-        .sort_by([(n, "ascending") for n in (*group, "replicate")])
-    )
-    numbers = np.stack([total[f"sum_{at}"].to_numpy() for at in range(bootstrap.WIDTH)], axis=1)
-    names = total.filter(pc.equal(total["replicate"], 0)).select(group).to_pylist()
-    blocks = numbers.reshape(len(names), 1 + bootstrap.REPLICATES, bootstrap.WIDTH)
-    return [(tuple(name.values()), block) for name, block in zip(names, blocks, strict=True)]
+    needed = table.select(F.xxhash64("image_id").alias("image"), *KEYS, *("missing", "bleu_counts", "rouge_l", "cider"))
+    return _collect_sums(needed.mapInArrow(add, _SUMS))
 
 
-def score_segments(table: DataFrame, how: Evaluation) -> list[Score]:
-    """Of all images and of slices, for each model and decoding."""
+def score_segments(figures: DataFrame, how: Evaluation) -> list[Score]:
+    """Of all images and of slices, for each model and decoding. `figures` has rows of segments.FIGURES."""
     found = []
-    for (model_id, decode_id, name, value), sums in sum_segments(table, how.by, how.seed):
+    for (model_id, decode_id, name, value), sums in _collect_sums(figures.where(F.col("sums").isNotNull())):
         scores = bootstrap.scores_of(sums)
         intervals = {metric: bootstrap.interval(scores[metric]) for metric in how.names()}
         found.append(Score(model_id, decode_id, name, value, intervals, int(sums[0, 0]), int(sums[0, 1])))
     return found
+
+
+def _collect_sums(parts: DataFrame) -> list[tuple[bootstrap.Group, np.ndarray]]:
+    """The sums of each group, in order. `parts` has rows of bootstrap.SUMS."""
+    *group, sums = bootstrap.SUMS.names
+    rows = parts.select(*group, sums).repartition(*group).sortWithinPartitions(*group)
+    total = rows.mapInArrow(bootstrap.add_sums, _SUMS).toArrow().sort_by([(name, "ascending") for name in group])
+    names = zip(*(total[name].to_pylist() for name in group), strict=True)
+    return list(zip(names, map(bootstrap.read_sums, total[sums]), strict=True))
 
 
 def part(scores: str, name: str) -> str:
@@ -227,26 +238,39 @@ def title(metric: str) -> str:
     return "CIDEr" if metric == "cider" else metric.upper().replace("_", "-")
 
 
-def _frequencies(spark: SparkSession, worded: DataFrame, scores: str, how: Evaluation) -> KeyFrequencies | None:
-    """Those of the table that was given, or else of all images scored, which are written beside the scores first."""
+@contextmanager
+def _frequencies(
+    spark: SparkSession, words: DataFrame, scores: str, how: Evaluation
+) -> Iterator[KeyFrequencies | None]:
+    """Those of the table that was given; or of all images scored, which are written beside the scores meanwhile."""
     if "cider" not in how.metrics:
-        return None
-    if how.frequencies:
-        return read_frequencies(spark, how.frequencies)
-    location = part(scores, "document_frequencies")
-    write_frequencies(worded, location)
-    return collect_frequencies(tables.read_again(spark, location, tables.FREQUENCIES), location)
+        yield None
+    elif how.frequencies:
+        yield read_frequencies(spark, how.frequencies)
+    else:
+        with _kept(sum_frequencies(words)) as packed, threads(spark) as pool:
+            found = collect_frequencies(packed)
+            writing = pool.submit(write_frequencies, packed, part(scores, "document_frequencies"))
+            yield found
+            writing.result()
 
 
 def _corpus(spark: SparkSession, scores: list[Score], run_id: str, how: Evaluation) -> DataFrame:
     rows = [row for score in scores if score.slice is None for row in _score_rows(score, run_id, how)]
-    return spark.createDataFrame(rows, tables.CORPUS).coalesce(1)
+    return _small(spark, rows, tables.CORPUS)
 
 
 def _slices(spark: SparkSession, scores: list[Score], run_id: str, how: Evaluation) -> DataFrame:
     sliced = [score for score in scores if score.slice is not None]
     rows = [(score.slice, score.value, *row) for score in sliced for row in _score_rows(score, run_id, how)]
-    return spark.createDataFrame(rows, tables.SLICES)
+    return _small(spark, rows, tables.SLICES)
+
+
+def _small(spark: SparkSession, rows: list[tuple[Any, ...]], columns: T.StructType) -> DataFrame:
+    """A table that is part of the plan: Spark starts no Python for it."""
+    schema = to_arrow_schema(columns)
+    arrays = [pa.array(column, f.type) for column, f in zip(zip(*rows, strict=True), schema, strict=True)]
+    return spark.createDataFrame(pa.Table.from_arrays(arrays, schema=schema), columns)
 
 
 def _score_rows(score: Score, run_id: str, how: Evaluation) -> list[tuple[Any, ...]]:
@@ -283,26 +307,17 @@ def _type(table: DataFrame, column: Column) -> T.DataType:
     return table.select(column.alias("it")).schema["it"].dataType
 
 
-def _check_rows(worded: DataFrame, here: str, there: str) -> None:
-    """Raises ValueError for an image that stands twice, or where captions and references have none in common."""
-    usable = F.col("n_references") > 0
-    found = worded.agg(
-        F.max(F.struct("n_listed", "image_id")).alias("listed"),
-        F.max(F.struct("n_same", "image_id")).alias("same"),
-        F.min(F.when(F.col("n_same") > 0, F.col("image_id"))).alias("here"),
-        F.min(F.when(usable, F.col("image_id"))).alias("there"),
-        F.max(usable & (F.col("n_same") > 0)).alias("matched"),
-    ).head()
-    assert found is not None
-    for what, most in ((there, found["listed"]), (here, found["same"])):
-        if most is not None and most[0] > 1:
-            raise ValueError(f"{what}: image_id {most['image_id']} is there {most[0]} times; once is allowed")
-    if found["matched"]:
-        return
-    for what, first, lacks in ((here, found["here"], "a caption"), (there, found["there"], "references")):
-        if first is None:
-            raise ValueError(f"{what}: no row with {lacks}")
-    raise ValueError(
+def _partitions(table: DataFrame) -> int:
+    return table._jdf.queryExecution().toRdd().getNumPartitions()
+
+
+def _unmatched(seen: list[dict[str, Any]], here: str, there: str) -> str:
+    """Why captions and references have no image in common."""
+    first = [min((row[name] for row in seen if row[name] is not None), default=None) for name in ("here", "there")]
+    for what, image, lacks in zip((here, there), first, ("a caption", "references"), strict=True):
+        if image is None:
+            return f"{what}: no row with {lacks}"
+    return (
         f"{here} and {there} have not one image_id in common, which must be the same, file extension included:"
-        f" {found['here']!r} in the one, {found['there']!r} in the other"
+        f" {first[0]!r} in the one, {first[1]!r} in the other"
     )

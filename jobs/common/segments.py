@@ -2,21 +2,26 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from jobs.common import bootstrap
+from jobs.common.batches import pack, partly, regroup, settle, unpack, widen
+from jobs.common.documents import COUNTS, Documents
 from nic_model.metrics.bleu import ORDER, SIZE, bleu
-from nic_model.metrics.ngrams import Keys, count_documents, starts
+from nic_model.metrics.ngrams import Keys
 from nic_model.metrics.segments import KeyFrequencies, Segments, key_texts, score_rouge_l, score_segments
 
 _STRINGS, _LONGS, _INTS = pa.list_(pa.string()), pa.list_(pa.int64()), pa.list_(pa.int32())
 
-# A row for each image: all that is known of it. `model_ids`, `decode_ids` and `captions` are parallel.
+# A row for each image: all that is known of it. `model_ids`, `decode_ids` and `captions` are parallel; a caption that
+# failed is null, and says that its model is there.
 IMAGES = pa.schema([
     ("image_id", pa.string()),
+    ("image", pa.int64()),  # a hash of it
     ("n_listed", pa.int32()),  # rows of the references table that it has
     ("slices", pa.map_(pa.string(), pa.string())),
     ("model_ids", _STRINGS),
@@ -25,7 +30,8 @@ IMAGES = pa.schema([
     ("references", _STRINGS),
 ])  # fmt: skip
 
-# The same, with words instead of references. Only what can be scored has words: an image with captions and references.
+# The same, with words instead of references, and captions that there are. Only what can be scored has words: an image
+# with captions and references.
 WORDED = pa.schema([
     *list(IMAGES)[:-1],
     ("n_references", pa.int32()),
@@ -50,56 +56,119 @@ COUNTED = pa.schema([
     ("slices", pa.map_(pa.string(), pa.string())),
 ])  # fmt: skip
 
-# Document frequencies that a task counted, a row for each part of the n-grams, by their keys' first bits. Part -1 has
-# one n-gram, which stands for all images.
-COUNTS = pa.schema([("part", pa.int32()), ("ngrams", _LONGS), ("n_images", _LONGS)])
+# What a batch is found to be, so that tables which cannot be scored are refused.
+SEEN = pa.schema([
+    ("model_ids", _STRINGS),  # of each model and decoding once, and
+    ("decode_ids", _STRINGS),
+    ("n_listed", pa.int32()),  # the most that an image has, and
+    ("listed", pa.string()),  # that image
+    ("n_same", pa.int32()),
+    ("same", pa.string()),
+    ("here", pa.string()),  # the first image with a caption, or null
+    ("there", pa.string()),  # with references
+    ("matched", pa.bool_()),  # whether one has both
+])  # fmt: skip
 
-FREQUENCIES = pa.schema([("ngram", pa.int64()), ("n_images", pa.int64())])
+# What `find_words` gives: rows of a batch, and rows of COUNTS. Batches go through Spark as the bytes of Arrow's stream,
+# which it need not convert row by row.
+WORDS = pa.schema([("worded", pa.binary()), *SEEN, *COUNTS])
 
-PARTS = 256
+# What `count_segments` gives: batches of COUNTED, and rows of bootstrap.SUMS.
+FIGURES = pa.schema([("counted", pa.binary()), *bootstrap.SUMS])
 
-# N-grams that a task holds before it hands their counts on: some 100 MB.
-_HELD = 4_000_000
+# What slices may be by, beside columns of the references table: words of the caption, in these steps, whose names sort.
+CAPTION_LENGTH = "caption_length"
+_STEPS = (0, 6, 9, 12, 15, 20)
+
+# Images of a batch, which are counted at once; those with long texts come in smaller ones.
+_ROWS, _BYTES = 4096, 1 << 24
 
 
-def find_words(batches: Iterable[pa.RecordBatch], with_rouge: bool = True) -> Iterator[pa.RecordBatch]:
+def find_words(
+    batches: Iterable[pa.RecordBatch], with_rouge: bool = True, with_frequencies: bool = True
+) -> Iterator[pa.RecordBatch]:
+    """Rows of WORDS for rows of IMAGES."""
+    settle()
+    documents = Documents()
+    for batch in regroup(batches, _ROWS, _BYTES):
+        worded = _find_words(batch, with_rouge)
+        yield partly(WORDS, {"worded": [pack(worded)], **_see(batch, worded)})
+        if with_frequencies:
+            words, lengths = _words(worded, "reference_words"), _flat(worded, "reference_lengths")
+            yield from (
+                widen(rows, WORDS) for rows in documents.add(words, lengths, _sizes(worded, "reference_lengths"))
+            )
+    if with_frequencies:
+        yield from (widen(rows, WORDS) for rows in documents.rest())
+
+
+def _see(batch: pa.RecordBatch, worded: pa.RecordBatch) -> dict[str, list]:
+    """The columns of SEEN, of the same rows of IMAGES and of WORDED, of which there is at least one."""
+    ids = zip(*(batch.column(name).flatten().to_pylist() for name in ("model_ids", "decode_ids")), strict=True)
+    models = list(set(ids))
+    images, n_listed, n_same = worded.column("image_id"), _numbers(worded, "n_listed"), _numbers(worded, "n_same")
+    here, there = n_same > 0, _numbers(worded, "n_references") > 0
+    seen = {
+        "model_ids": [model for model, _ in models],
+        "decode_ids": [decode for _, decode in models],
+        "n_listed": n_listed.max(),
+        "listed": images[n_listed.argmax()].as_py(),
+        "n_same": n_same.max(),
+        "same": images[n_same.argmax()].as_py(),
+        "here": pc.min(images.filter(pa.array(here))).as_py(),
+        "there": pc.min(images.filter(pa.array(there))).as_py(),
+        "matched": bool(np.any(here & there)),
+    }
+    return {name: [value] for name, value in seen.items()}
+
+
+def _find_words(batch: pa.RecordBatch, with_rouge: bool) -> pa.RecordBatch:
     """For each row of IMAGES one of WORDED."""
-    for batch in batches:
-        rows = np.arange(batch.num_rows)
-        given, of_image = batch.column("references").flatten(), np.repeat(rows, _sizes(batch, "references"))
-        valid = given.is_valid().to_numpy(zero_copy_only=False)
-        n_captions, n_references = _sizes(batch, "captions"), np.bincount(of_image[valid], minlength=len(rows))
-        scored = (n_captions > 0) & (n_references > 0)
-        ours = batch.column("captions").flatten().filter(pa.array(np.repeat(scored, n_captions)))
-        texts = key_texts(pa.concat_arrays([ours, given.filter(pa.array(valid & scored[of_image]))]).to_pylist())
-        n_ours, n_theirs = n_captions * scored, n_references * scored
-        rouge = pa.nulls(len(rows), pa.list_(pa.float64()))
-        if with_rouge:
-            segments = Segments(texts.tokens, texts.n_tokens, np.repeat(rows, n_ours), n_theirs)
-            rouge = _lists(n_ours, pa.array(score_rouge_l(segments), pa.float64()))
-        before, words = texts.n_words[: len(ours)].sum(), texts.words.view(np.int64)
-        lengths = texts.n_words.astype(np.int32)
-        columns = {
-            **{name: batch.column(name) for name in IMAGES.names[:-1]},
-            "n_references": n_references.astype(np.int32),
-            "n_same": _most_alike(batch),
-            "rouge_l": rouge,
-            "words": _lists(_sums(lengths[: len(ours)], n_ours), words[:before]),
-            "lengths": _lists(n_ours, lengths[: len(ours)]),
-            "reference_words": _lists(_sums(lengths[len(ours) :], n_theirs), words[before:]),
-            "reference_lengths": _lists(n_theirs, lengths[len(ours) :]),
-        }
-        yield pa.RecordBatch.from_pydict(columns, WORDED)
+    rows = np.arange(batch.num_rows)
+    captions, made = _valid(batch, "captions")
+    given, listed = _valid(batch, "references")
+    n_captions, n_references = np.bincount(made, minlength=len(rows)), np.bincount(listed, minlength=len(rows))
+    scored = (n_captions > 0) & (n_references > 0)
+    ours, theirs = captions.filter(pa.array(scored[made])), given.filter(pa.array(scored[listed]))
+    texts = key_texts(pa.concat_arrays([ours, theirs]))
+    n_ours, n_theirs = n_captions * scored, n_references * scored
+    rouge = pa.nulls(len(rows), pa.list_(pa.float64()))
+    if with_rouge:
+        segments = Segments(texts.tokens, texts.n_tokens, np.repeat(rows, n_ours), n_theirs)
+        rouge = _lists(n_ours, pa.array(score_rouge_l(segments), pa.float64()))
+    before, words = texts.n_words[: len(ours)].sum(), texts.words.view(np.int64)
+    lengths = texts.n_words.astype(np.int32)
+    columns = {
+        **{name: batch.column(name) for name in IMAGES.names[:-1]},
+        "captions": _lists(n_captions, captions),
+        "n_references": n_references.astype(np.int32),
+        "rouge_l": rouge,
+        "words": _lists(_sums(lengths[: len(ours)], n_ours), words[:before]),
+        "lengths": _lists(n_ours, lengths[: len(ours)]),
+        "reference_words": _lists(_sums(lengths[len(ours) :], n_theirs), words[before:]),
+        "reference_lengths": _lists(n_theirs, lengths[len(ours) :]),
+    }
+    there = batch.column("captions").flatten().is_valid()
+    for name in ("model_ids", "decode_ids"):
+        columns[name] = _lists(n_captions, batch.column(name).flatten().filter(there))
+    columns["n_same"] = _most_alike(n_captions, columns["model_ids"], columns["decode_ids"])
+    return pa.RecordBatch.from_pydict(columns, WORDED)
 
 
-def _most_alike(batch: pa.RecordBatch) -> np.ndarray:
+def _valid(batch: pa.RecordBatch, name: str) -> tuple[pa.Array, np.ndarray]:
+    """What is not null in the lists, one after another, and which row each is of."""
+    items = batch.column(name).flatten()
+    valid = items.is_valid()
+    of = np.repeat(np.arange(batch.num_rows), _sizes(batch, name))
+    return items.filter(valid), of[valid.to_numpy(zero_copy_only=False)]
+
+
+def _most_alike(n_captions: np.ndarray, *ids: pa.Array) -> np.ndarray:
     """How many captions of each row, at most, are by the same model and decoding."""
-    sizes = _sizes(batch, "captions")
-    if sizes.max(initial=0) < 2:
-        return sizes.astype(np.int32)
-    ids = zip(batch.column("model_ids").to_pylist(), batch.column("decode_ids").to_pylist(), strict=True)
-    alike = [max(Counter(zip(*pair, strict=True)).values(), default=0) for pair in ids]
-    return np.array(alike, np.int32)
+    if n_captions.max(initial=0) < 2:
+        return n_captions.astype(np.int32)
+    pairs = zip(*(of.to_pylist() for of in ids), strict=True)
+    return np.array([max(Counter(zip(*pair, strict=True)).values(), default=0) for pair in pairs], np.int32)
 
 
 def _lists(sizes: np.ndarray, values: np.ndarray | pa.Array) -> pa.Array:
@@ -112,92 +181,75 @@ def _sums(values: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     return np.diff(np.append(0, np.cumsum(values))[np.append(0, np.cumsum(sizes))])
 
 
-def count_frequencies(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Rows of COUNTS for rows of WORDED, to be summed: a part may come more than once."""
-    images = 0
-    held: list[tuple[Keys, np.ndarray]] = []
-    for batch in batches:
-        lengths = _flat(batch, "reference_lengths")
-        many = _sizes(batch, "reference_lengths")
-        images += int(np.count_nonzero(many))
-        held.append(count_documents(_words(batch, "reference_words"), lengths, np.repeat(np.arange(len(many)), many)))
-        if sum(len(keys) for keys, _ in held) > _HELD:
-            held = [_merge(held)]
-            if len(held[0][0]) > _HELD / 2:
-                yield _parts(*held.pop())
-    if held:
-        yield _parts(*_merge(held))
-    yield pa.RecordBatch.from_pydict({"part": [-1], "ngrams": [[0]], "n_images": [[images]]}, COUNTS)
-
-
-def sum_frequencies(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Rows of FREQUENCIES, of n-grams of more than one image, for all rows of COUNTS of some parts, sorted by part."""
-    rows = (row for batch in batches for row in zip(*batch.columns, strict=True))
-    for part, same in groupby(rows, lambda row: row[0].as_py()):
-        lists = [[column.values.to_numpy() for column in row[1:]] for row in same]
-        keys, counts = _merge([(keys.view(np.uint64), counts) for keys, counts in lists])
-        shared = counts > 1
-        ngrams = pa.nulls(1, pa.int64()) if part < 0 else pa.array(keys[shared].view(np.int64))
-        yield pa.RecordBatch.from_arrays([ngrams, pa.array(counts if part < 0 else counts[shared])], schema=FREQUENCIES)
-
-
-def _merge(parts: list[tuple[Keys, np.ndarray]]) -> tuple[Keys, np.ndarray]:
-    """Sums of the same key."""
-    keys, counts = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    order = np.argsort(keys, kind="stable")  # the faster kind here
-    keys = keys[order]
-    first = np.flatnonzero(starts(keys))
-    return keys[first], np.add.reduceat(counts[order], first) if len(keys) else counts
-
-
-def _parts(keys: Keys, counts: np.ndarray) -> pa.RecordBatch:
-    """Rows of COUNTS. `keys` are sorted."""
-    sizes = np.bincount((keys // np.uint64(2**64 // PARTS)).astype(np.int64), minlength=PARTS)
-    columns = [np.arange(PARTS, dtype=np.int32), _lists(sizes, keys.view(np.int64)), _lists(sizes, counts)]
-    return pa.RecordBatch.from_arrays([pa.array(column) for column in columns], schema=COUNTS)
-
-
 def count_segments(
     batches: Iterable[pa.RecordBatch],
     models: Sequence[tuple[str, str]],
     frequencies: KeyFrequencies | None,
     with_bleu: bool = True,
+    by: Sequence[str] = (),
+    seed: int = 0,
 ) -> Iterator[pa.RecordBatch]:
-    """For each row of WORDED a row of COUNTED for each of `models` that ought to have, or has, a caption of it.
+    """Rows of FIGURES for batches of the column `worded` of WORDS.
 
-    models: model_id and decode_id. frequencies: where CIDEr is wanted.
+    models: model_id and decode_id. frequencies: where CIDEr is wanted. by: names of slices. seed: of the bootstrap.
     """
+    sums = bootstrap.Sums(by, seed)
+    for worded in unpack(batches):
+        counted, images = _count_segments(worded, models, frequencies, with_bleu)
+        yield partly(FIGURES, {"counted": [pack(counted)]})
+        counted = counted.append_column("image", images)
+        for name in by:
+            counted = counted.append_column(f"slice:{name}", _find_values(counted, name))
+        yield from (widen(rows, FIGURES) for rows in sums.add(counted))
+    yield from (widen(rows, FIGURES) for rows in sums.rest())
+
+
+def _find_values(counted: pa.RecordBatch, name: str) -> pa.Array:
+    """The value, in the slice `name`, of each row of COUNTED; null where there is none."""
+    if name != CAPTION_LENGTH:
+        return pc.map_lookup(counted.column("slices"), pa.scalar(name), "first")
+    labels = [*(f"{low:02}-{high - 1:02}" for low, high in pairwise(_STEPS)), f"{_STEPS[-1]}-"]
+    n_words = counted.column("n_words")
+    steps = np.searchsorted(_STEPS, pc.fill_null(n_words, 0).to_numpy(), side="right") - 1
+    return pa.array(labels).take(pa.array(steps, mask=n_words.is_null().to_numpy(zero_copy_only=False)))
+
+
+def _count_segments(
+    batch: pa.RecordBatch, models: Sequence[tuple[str, str]], frequencies: KeyFrequencies | None, with_bleu: bool
+) -> tuple[pa.RecordBatch, pa.Array]:
+    """For each row of WORDED a row of COUNTED for each of `models` that ought to have, or has, a caption of it; and the
+    hash of each row's image."""
     index = {model: at for at, model in enumerate(models)}
     model_ids, decode_ids = (pa.array(ids, pa.string()) for ids in zip(*models, strict=True))
-    for batch in batches:
-        captions = batch.column("captions").flatten()
-        of_image = np.repeat(np.arange(batch.num_rows), _sizes(batch, "captions"))
-        pairs = zip(*(batch.column(name).flatten().to_pylist() for name in ("model_ids", "decode_ids")), strict=True)
-        of_model = np.fromiter((index[pair] for pair in pairs), np.int64)
-        # Which caption, of all in the batch, each image has by each model; -1: none.
-        caption = np.full((batch.num_rows, len(models)), -1)
-        caption[of_image, of_model] = np.arange(len(captions))
-        listed = _numbers(batch, "n_listed")[:, None] > 0
-        image, model = np.nonzero(listed | (caption >= 0))
-        caption = caption[image, model]
-        n_references = _numbers(batch, "n_references")[image]
-        # Its row among the captions that are scored.
-        scorable = _numbers(batch, "n_references")[of_image] > 0
-        row = np.where(caption >= 0, (np.cumsum(scorable) - 1)[caption] if len(captions) else -1, -1)
-        row = np.where(n_references > 0, row, -1)
-        missing = np.where(caption < 0, "caption", "references").astype(object)
-        missing[row >= 0] = None
-        columns = {
-            "image_id": batch.column("image_id").take(pa.array(image)),
-            "model_id": model_ids.take(pa.array(model)),
-            "decode_id": decode_ids.take(pa.array(model)),
-            "caption": captions.take(pa.array(caption, mask=caption < 0)),
-            "n_references": pa.array(n_references),
-            "missing": pa.array(missing, pa.string()),
-            "slices": batch.column("slices").take(pa.array(image)),
-            **_scores(batch, of_image[scorable], frequencies, with_bleu, pa.array(row, mask=row < 0)),
-        }
-        yield pa.RecordBatch.from_arrays([columns[f.name].cast(f.type) for f in COUNTED], schema=COUNTED)
+    captions = batch.column("captions").flatten()
+    of_image = np.repeat(np.arange(batch.num_rows), _sizes(batch, "captions"))
+    pairs = zip(*(batch.column(name).flatten().to_pylist() for name in ("model_ids", "decode_ids")), strict=True)
+    of_model = np.fromiter((index[pair] for pair in pairs), np.int64)
+    # Which caption, of all in the batch, each image has by each model; -1: none.
+    caption = np.full((batch.num_rows, len(models)), -1)
+    caption[of_image, of_model] = np.arange(len(captions))
+    listed = _numbers(batch, "n_listed")[:, None] > 0
+    image, model = np.nonzero(listed | (caption >= 0))
+    caption = caption[image, model]
+    n_references = _numbers(batch, "n_references")[image]
+    # Its row among the captions that are scored.
+    scorable = _numbers(batch, "n_references")[of_image] > 0
+    row = np.where(caption >= 0, (np.cumsum(scorable) - 1)[caption] if len(captions) else -1, -1)
+    row = np.where(n_references > 0, row, -1)
+    missing = np.where(caption < 0, "caption", "references").astype(object)
+    missing[row >= 0] = None
+    columns = {
+        "image_id": batch.column("image_id").take(pa.array(image)),
+        "model_id": model_ids.take(pa.array(model)),
+        "decode_id": decode_ids.take(pa.array(model)),
+        "caption": captions.take(pa.array(caption, mask=caption < 0)),
+        "n_references": pa.array(n_references),
+        "missing": pa.array(missing, pa.string()),
+        "slices": batch.column("slices").take(pa.array(image)),
+        **_scores(batch, of_image[scorable], frequencies, with_bleu, pa.array(row, mask=row < 0)),
+    }
+    counted = pa.RecordBatch.from_arrays([columns[f.name].cast(f.type) for f in COUNTED], schema=COUNTED)
+    return counted, batch.column("image").take(pa.array(image))
 
 
 def _scores(

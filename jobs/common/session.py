@@ -9,6 +9,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from pyspark import SparkConf, SparkContext
@@ -72,6 +73,16 @@ def _set_where_open(spark: SparkSession, settings: dict[str, str]) -> None:
     for key, value in settings.items():
         if key not in given:
             spark.conf.set(key, value)
+
+
+def threads(spark: SparkSession) -> ThreadPoolExecutor:
+    """Threads in which `spark` is the active session, as it is here: Delta looks for it."""
+
+    def activate() -> None:
+        assert spark._jvm is not None
+        spark._jvm.SparkSession.setActiveSession(spark._jsparkSession)
+
+    return ThreadPoolExecutor(initializer=activate)
 
 
 def ship_code(spark: SparkSession) -> None:

@@ -1,17 +1,13 @@
 """Slices: the images of each value of a column of the references table, or of captions of like length."""
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from jobs.common import tables
-
-# What --by names beside columns of the references table: words of the caption, in these steps.
-CAPTION_LENGTH = "caption_length"
-_STEPS = (0, 6, 9, 12, 15, 20)
+from jobs.common.segments import CAPTION_LENGTH
 
 MOST_VALUES = 1_000  # of a column
 
@@ -40,16 +36,3 @@ def values(references: DataFrame, by: Sequence[str]) -> Column:
     items = [item for name in by if name != CAPTION_LENGTH for item in (F.lit(name), references[name].cast("string"))]
     kind = T.MapType(T.StringType(), T.StringType())
     return F.create_map(*items).cast(kind) if items else F.lit(None).cast(kind)
-
-
-def value(name: str) -> Column:
-    """Of a row of segments; null where there is none."""
-    return _length() if name == CAPTION_LENGTH else F.col("slices")[name]
-
-
-def _length() -> Column:
-    """The step that a segment's caption is in, as text that sorts: 00-05, 06-08, ..., 20-."""
-    step = F.when(F.col("n_words").isNull(), None)
-    for low, high in pairwise(_STEPS):
-        step = step.when(F.col("n_words") < high, f"{low:02}-{high - 1:02}")
-    return step.otherwise(f"{_STEPS[-1]}-")

@@ -35,7 +35,7 @@ def segment_counts(candidate: Sequence[str], references: Sequence[Sequence[str]]
 
 def bleu(counts: Iterable[int]) -> tuple[float, float, float, float]:
     """BLEU-1 to 4, 0 to 100, of the counts of a segment or of the sum over many."""
-    *ngrams, candidate_length, reference_length = (int(count) for count in counts)
+    *ngrams, candidate_length, reference_length = map(int, counts)
     ratio = (candidate_length + _TINY) / (reference_length + _SMALL)
     brevity = math.exp(1 - 1 / ratio) if ratio < 1 else 1.0
     scores, product = [], 1.0

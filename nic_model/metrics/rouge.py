@@ -35,10 +35,11 @@ def _common_length(places: dict[Hashable, int], tokens: Sequence[Hashable]) -> i
     """Length of the longest common subsequence, a row of the table at a time, as the bits of a
     number (Allison and Dix, 1986).
 
-    A bit of `row` is set where the length in the table is one more than in the column before.
+    A bit of `row` is set where the length in the table is one more than in the column before. A token that stands
+    nowhere changes nothing.
     """
     row = 0
-    for token in tokens:
-        here = row | places.get(token, 0)
-        row = here & ~(here - (row << 1 | 1))
+    for here in filter(None, map(places.get, tokens)):
+        either = here | row
+        row = either & ~(either - (row << 1 | 1))
     return row.bit_count()

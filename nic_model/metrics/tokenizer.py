@@ -136,11 +136,14 @@ def _bracketed(text: str) -> str:
     return _spaced(text.replace("(", "-lrb-").replace(")", "-rrb-"))
 
 
+# Words that are two tokens.
+_CONTRACTED = [("can", "not"), ("gon|lem|gim|got|wan", "na|me|ta")]
+_TWO_WORDS = regex.compile("|".join(rf"(?i:(?:{first})(?:{second}))" for first, second in _CONTRACTED))
+
 # (pattern, what becomes of the text). The token is group 1; what follows it in the pattern is only looked at.
 _RULES: list[tuple[str, Callable[[str], str]]] = [
     (rf"({_BLANK}+|&nbsp;)", lambda _: ""),
-    (r"((?i:can))(?i:not)", _same),
-    (r"((?i:gon|lem|gim|got|wan))(?i:na|me|ta)", _same),
+    *((rf"((?i:{first}))(?i:{second})", _same) for first, second in _CONTRACTED),
     (r"('(?i:t))(?i:is|was)", _same),
     (rf"({_TAG})", _spaced),
     (r"(&(?:HT|TL|UR|LR|QC|QL|QR|odq|cdq|#[0-9]+);)", _same),
@@ -221,14 +224,19 @@ def tokenize(caption: str) -> list[str]:
 
 def split_pieces(caption: str) -> list[str]:
     """Parts of the caption that are tokenised each by itself: what is between spaces, or all of it."""
-    if _PERHAPS_BEYOND_SPACE.search(caption) and _BEYOND_SPACE.search(caption):
-        return [caption]
-    return caption.split(" ")
+    return [caption] if is_one_piece(caption) else caption.split(" ")
+
+
+def is_one_piece(caption: str) -> bool:
+    """Whether a rule may look beyond a space of the caption."""
+    return bool(_PERHAPS_BEYOND_SPACE.search(caption) and _BEYOND_SPACE.search(caption))
 
 
 @lru_cache(maxsize=1 << 16)
 def tokenize_piece(piece: str) -> tuple[str, ...]:
     """Tokens of one of `split_pieces`. Captions repeat their words: most pieces have been seen."""
+    if piece.isascii() and piece.isalpha() and not _TWO_WORDS.fullmatch(piece):
+        return (piece.lower(),)  # of letters alone the rules make one word
     return tuple(_lex(piece))
 
 

@@ -37,7 +37,7 @@ def sums_of(rows: list[dict[str, object]], size: int, by: tuple[str, ...] = ()) 
     for batch in bootstrap.sum_segments(batches, by, seed=7):
         assert batch.schema == SUMS
         group = tuple(batch.column(name)[0].as_py() for name in SUMS.names[:4])
-        totals[group] = totals.get(group, 0) + np.array(batch.column("sums").to_pylist())
+        totals[group] = totals.get(group, 0) + bootstrap.read_sums(batch.column("sums")[0])
     return totals
 
 
@@ -90,6 +90,23 @@ def test_many_groups_are_handed_on_in_parts(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(bootstrap, "_HELD", 5)
     in_parts = sums_of(rows, 10, by=("lang",))
     assert all(np.array_equal(at_once[group], in_parts[group]) for group in at_once | in_parts)
+
+
+def test_sums_of_tasks_are_added_by_group() -> None:
+    parts = [
+        batch
+        for part in range(3)
+        for batch in bootstrap.sum_segments(
+            [pa.RecordBatch.from_pylist([segment(at, model) for at in range(part, 30, 3) for model in "mn"], SEGMENTS)],
+            (),
+            seed=7,
+        )
+    ]
+    rows = pa.Table.from_batches(parts).sort_by("model_id").to_batches(max_chunksize=2)
+    added = {batch["model_id"][0].as_py(): bootstrap.read_sums(batch["sums"][0]) for batch in bootstrap.add_sums(rows)}
+    for model in "mn":
+        (whole,) = sums_of([segment(at, model) for at in range(30)], 30).values()
+        assert np.array_equal(added[model], whole)
 
 
 def test_nothing_scored() -> None:

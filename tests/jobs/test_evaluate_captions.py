@@ -11,10 +11,11 @@ from pyspark.sql import DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
 
 from jobs import evaluate_captions
-from jobs.common import scores, segments, tables
-from jobs.common.frequencies import read_frequencies, write_frequencies
+from jobs.common import documents, scores, segments, tables
+from jobs.common.batches import unpack
+from jobs.common.frequencies import collect_frequencies, read_frequencies, sum_frequencies, write_frequencies
+from jobs.common.segments import CAPTION_LENGTH
 from jobs.common.session import exit_status
-from jobs.common.slices import CAPTION_LENGTH
 from nic_model.metrics.bleu import corpus_bleu, segment_counts, signature
 from nic_model.metrics.cider import cider, document_frequencies, reference_vectors
 from nic_model.metrics.segments import KeyFrequencies
@@ -69,8 +70,9 @@ def dev() -> dict[str, list[str]]:
     return dict(zip(table["image_id"].to_pylist(), table["captions"].to_pylist(), strict=True))
 
 
-def test_executor_functions_need_no_spark() -> None:
-    """Words, document frequencies and counts, in batches of two images, none, and the rest."""
+def test_executor_functions_need_no_spark(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Words, document frequencies, counts and sums, in batches of two images, none, and the rest. Of each image a
+    second model's caption failed."""
     rows = [
         ("a", 1, ["A dog ."], ["A dog", None, "dogs"]),
         ("b", 1, [], ["A dog"]),
@@ -79,21 +81,31 @@ def test_executor_functions_need_no_spark() -> None:
         ("e", 1, [""], ["A dog"]),
     ]
     named = [
-        {"image_id": i, "n_listed": n, "slices": [("lang", "en")], "references": there}
-        | {"captions": here, "model_ids": ["m"] * len(here), "decode_ids": ["d"] * len(here)}
+        {"image_id": i, "image": ord(i), "n_listed": n, "slices": [("lang", "en")], "references": there}
+        | {"captions": [*here, None], "model_ids": ["m"] * len(here) + ["n"], "decode_ids": ["d"] * (len(here) + 1)}
         for i, n, here, there in rows
     ]
     batches = [pa.RecordBatch.from_pylist(part, segments.IMAGES) for part in (named[:2], [], named[2:])]
-    worded = list(segments.find_words(batches))
-    assert [batch.num_rows for batch in worded] == [2, 0, 3]
-    parts = pa.Table.from_batches(segments.count_frequencies(worded)).sort_by("part").to_batches(max_chunksize=7)
-    sums = {row["ngram"]: row["n_images"] for batch in segments.sum_frequencies(parts) for row in batch.to_pylist()}
+    monkeypatch.setattr(segments, "_ROWS", 2)
+    words = pa.Table.from_batches(segments.find_words(batches))
+    seen = words.filter(words["matched"].is_valid()).select(segments.SEEN.names).to_pylist()
+    assert [row["matched"] for row in seen] == [True, True]
+    assert [(row["here"], row["there"], row["model_ids"].count("n")) for row in seen] == [("a", "a", 1), ("c", "e", 1)]
+    counts = words.filter(words["part"].is_valid()).select(documents.COUNTS.names)
+    parts = counts.sort_by("part").to_batches(max_chunksize=7)
+    sums = {row["ngram"]: row["n_images"] for batch in documents.sum_frequencies(parts) for row in batch.to_pylist()}
     assert sums.pop(None) == 2
     assert list(sums.values()) == [2, 2, 2]  # a, dog, a dog; not dogs, which one image has
     keys = np.sort(np.array(list(sums)).view(np.uint64))
     frequencies = KeyFrequencies(keys, np.array([sums[int(key)] for key in keys.view(np.int64)]), 2)
-    counted = list(segments.count_segments(worded, [("m", "d")], frequencies))
-    assert [batch.num_rows for batch in counted] == [2, 0, 3]
+    worded = words.filter(words["worded"].is_valid()).select(["worded"]).to_batches()
+    figures = pa.Table.from_batches(segments.count_segments(worded, [("m", "d")], frequencies, by=("lang",)))
+    (everything, of_slice) = figures.filter(figures["sums"].is_valid()).to_pylist()
+    assert (everything["model_id"], everything["slice"], everything["value"]) == ("m", None, None)
+    assert (of_slice["model_id"], of_slice["slice"], of_slice["value"]) == ("m", "lang", "en")
+    assert of_slice["sums"] == everything["sums"]
+    counted = list(unpack(figures.filter(figures["counted"].is_valid()).select(["counted"]).to_batches()))
+    assert [batch.num_rows for batch in counted] == [2, 3]
     found = {row["image_id"]: row for batch in counted for row in batch.to_pylist()}
     assert [found[i]["missing"] for i in "abcde"] == [None, "caption", "references", "references", None]
     assert [found[i]["n_references"] for i in "abcde"] == [2, 1, 0, 0, 1]
@@ -151,12 +163,17 @@ def test_figures_do_not_depend_on_partitions(spark: SparkSession, tmp_path: Path
     how, found = scores.Evaluation(by=(CAPTION_LENGTH,)), []
     for partitions in (1, 7):
         references = spark.createDataFrame(rows, tables.REFERENCES).orderBy(F.rand(partitions))
-        worded = scores.find_words(scores.gather(captions.repartition(partitions), references), how).persist()
-        write_frequencies(worded.repartition(partitions), str(tmp_path / "frequencies"))
+        images = scores.gather(captions.repartition(partitions), references).repartition(partitions)
+        words = scores.find_words(images, how).persist()
+        write_frequencies(sum_frequencies(words.repartition(partitions)), str(tmp_path / "frequencies"))
         shared = read_frequencies(spark, str(tmp_path / "frequencies"))
-        counted = scores.count_segments(worded.repartition(partitions), [("m1", "d1")], shared, how)
-        found.append(scores.score_segments(counted.repartition(partitions), how))
-        worded.unpersist()
+        again = collect_frequencies(sum_frequencies(words))
+        assert np.array_equal(shared.keys, again.keys)
+        assert np.array_equal(shared.counts, again.counts)
+        assert shared.n_documents == again.n_documents
+        figures = scores.count_segments(words.repartition(partitions), [("m1", "d1")], shared, how)
+        found.append(scores.score_segments(figures.repartition(partitions), how))
+        words.unpersist()
     assert found[0] == found[1]
     everything = next(score for score in found[0] if score.slice is None)
     assert (everything.n_segments, everything.n_missing) == (1000, 0)

@@ -2,8 +2,10 @@
 
 import random
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from nic_model.metrics.bleu import segment_counts
@@ -121,9 +123,17 @@ def test_rouge_l_as_one_by_one(images: list[Image]) -> None:
     assert found == [rouge_l(text, theirs) for ours, theirs in images for text in ours]
 
 
-@pytest.mark.parametrize("texts", [[], [""], ["A dog.", "", "1 1/2 dogs, no. 5", " a  dog ", "1 1/2 dogs, no. 5", "."]])
+TEXTS = [
+    [],
+    [""],
+    ["A dog.", "", "1 1/2 dogs, no. 5", " a  dog ", "1 1/2 dogs, no. 5", "."],
+    Path(__file__).with_name("hard_strings.txt").read_text(encoding="utf-8").splitlines(),
+]
+
+
+@pytest.mark.parametrize("texts", TEXTS, ids=len)
 def test_keys_of_texts(texts: list[str]) -> None:
-    found, tokens = key_texts(texts), [tokenize(text) for text in texts]
+    found, tokens = key_texts(pa.array(texts, pa.string())), [tokenize(text) for text in texts]
     words = [split_words(text) for text in tokens]
     assert found.tokens.tolist() == [word_key(token) for text in tokens for token in text]
     assert found.n_tokens.tolist() == [len(text) for text in tokens]

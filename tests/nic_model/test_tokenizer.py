@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
-from nic_model.metrics.tokenizer import tokenize
+from nic_model.metrics.tokenizer import _lex, split_pieces, tokenize, tokenize_piece
 
 HARD_STRINGS = Path(__file__).with_name("hard_strings.txt")
 FLICKR8K = Path(__file__).parents[3] / "shared" / "flickr8k"
@@ -169,3 +169,14 @@ def test_words_do_not_depend_on_what_came_before() -> None:
     for _ in range(2):
         assert tokenize("no. 5") == ["no.", "5"]
         assert tokenize("no. dogs") == ["no", "dogs"]
+
+
+def test_plain_words_are_as_the_rules_make_them() -> None:
+    """They are told by their letters; the rules are run over them too."""
+    files = sorted(FLICKR8K.glob("*.parquet"))
+    lists = [texts for file in files for texts in pq.read_table(file, columns=["captions"])["captions"].to_pylist()]
+    hard = HARD_STRINGS.read_text(encoding="utf-8").splitlines()
+    pieces = {piece for texts in [*lists, hard] for text in texts for piece in split_pieces(text)}
+    joined = [a + b for a in ("can", "gon", "lem", "gim", "Got", "WAN", "x") for b in ("not", "na", "me", "TA", "nots")]
+    for piece in (*pieces, *joined):
+        assert tokenize_piece(piece) == tuple(_lex(piece)), piece
