@@ -15,7 +15,7 @@ from pyspark.sql import types as T
 from pyspark.sql.pandas.types import from_arrow_schema, to_arrow_schema
 
 from jobs.common import bootstrap, segments, slices, tables
-from jobs.common.batches import unpack
+from jobs.common.batches import settle, unpack
 from jobs.common.bootstrap import Interval
 from jobs.common.frequencies import OPTION, collect_frequencies, read_frequencies, sum_frequencies, write_frequencies
 from jobs.common.session import threads
@@ -148,6 +148,7 @@ def find_words(images: DataFrame, how: Evaluation) -> DataFrame:
     with_rouge, with_frequencies = "rouge_l" in how.metrics, "cider" in how.metrics and not how.frequencies
 
     def find(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        settle()
         return segments.find_words(batches, with_rouge, with_frequencies)
 
     return images.mapInArrow(find, from_arrow_schema(segments.WORDS))

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.common import bootstrap
-from jobs.common.batches import pack, partly, regroup, settle, unpack, widen
+from jobs.common.batches import pack, partly, regroup, unpack, widen
 from jobs.common.documents import COUNTS, Documents
 from nic_model.metrics.bleu import ORDER, SIZE, bleu
 from nic_model.metrics.ngrams import Keys
@@ -88,7 +88,6 @@ def find_words(
     batches: Iterable[pa.RecordBatch], with_rouge: bool = True, with_frequencies: bool = True
 ) -> Iterator[pa.RecordBatch]:
     """Rows of WORDS for rows of IMAGES."""
-    settle()
     documents = Documents()
     for batch in regroup(batches, _ROWS, _BYTES):
         worded = _find_words(batch, with_rouge)
