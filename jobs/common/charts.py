@@ -28,7 +28,7 @@ def histogram(bins: Sequence[tuple[float, int]], step: float, unit: str, descrip
     return _draw(
         rows,
         {"type": "bar"},
-        {"x": x, "x2": {"field": "high"}, "y": {"field": "images", "type": "quantitative", "axis": _AXIS}},
+        {"x": x, "x2": {"field": "high"}, "y": {"field": "images", "type": "quantitative", "axis": _of_counts(bins)}},
         HEIGHT,
         description,
     )
@@ -38,7 +38,7 @@ def bars(counts: Sequence[tuple[str, int]], unit: str, description: str) -> Mark
     """Lying bars, in the order given."""
     rows = [{"name": name, "count": count} for name, count in counts]
     y = {"field": "name", "type": "nominal", "sort": None, "title": None, "axis": {"labelLimit": 120}}
-    x = {"field": "count", "type": "quantitative", "title": unit, "axis": _AXIS}
+    x = {"field": "count", "type": "quantitative", "title": unit, "axis": _of_counts(counts)}
     return _draw(rows, {"type": "bar"}, {"x": x, "y": y}, ROW * len(rows), description)
 
 
@@ -60,7 +60,7 @@ def intervals(scores: Rows, description: str) -> Markup:
 
 # The style sheet turns the first into the page's accent; the others are read on white and on black.
 _SERIES = ("#2563ab", "#c2571a", "#3d8b40", "#9355b8", "#a8741a")
-_AXIS = {"tickCount": 5, "format": "~s", "tickMinStep": 1}
+_AXIS = {"tickCount": 5, "format": "~s"}
 _CONFIG = {
     "font": "system-ui, sans-serif",
     "background": "transparent",
@@ -77,6 +77,12 @@ _CONFIG = {
     "legend": {"labelFontSize": 12},
     "mark": {"color": _SERIES[0]},
 }
+
+
+def _of_counts(pairs: Sequence[tuple[Any, int]]) -> dict[str, Any]:
+    """An axis without halves of an image; the counts come second."""
+    most = max((count for _, count in pairs), default=1)
+    return _AXIS | {"tickCount": min(5, most)}
 
 
 def _draw(rows: Rows, mark: Any, encoding: dict[str, Any], height: int, description: str) -> Markup:
