@@ -4,8 +4,9 @@
 
 Enlarges the images to 4000 x 3000 pixels with a sensor's noise, without which the files would be small, and writes as
 many files as --rows by repetition. Prints images per second of the job, from the folder to a committed table and
-start-up told apart; of Pillow that decodes the whole image and resizes it, a thread a core and nothing else; and how
-many captions are those of the whole images.
+start-up told apart; of the usual recipe, an iterator pandas UDF that decodes whole images by Pillow and runs the model
+in eager PyTorch, likewise from the folder to a table; of decoding alone, a thread a core, as the job does it and by
+Pillow; and how many captions are those of the whole images.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from PIL import Image
 from nic_model.captioner import Captioner
 from nic_model.checkpoint import ModelFiles
 from nic_model.images import decode
-from tests.bench.recipes import DECODING, captions_of, eager, plainly_decoded
+from tests.bench.recipes import DECODING, captions_of, eager, plainly_decoded, with_pandas_udf
 
 WIDTH, HEIGHT = 4000, 3000
 
@@ -51,6 +52,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=ROOT / "models" / "attention")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--batch-size", type=int, default=0, help="of the job (default: its own)")
+    parser.add_argument("--recipe-rows", type=int, default=0, help="of the recipe (default: all)")
     options = parser.parse_args()
     options.model = options.model.resolve()
     size = ModelFiles.read(options.model).settings()[0].image_size
@@ -58,16 +60,28 @@ def main() -> None:
         folder = Path(temporary)
         made = make(options.images, folder / "made")
         few, every = repeat(made, 8 * CORES, folder / "few"), repeat(made, options.rows, folder / "all")
+        some = repeat(made, options.recipe_rows, folder / "some") if options.recipe_rows else every
         contents = [file.read_bytes() for file in made]
 
         def decoding(decode_one: object) -> float:
-            some = [contents[number % len(contents)] for number in range(24 * CORES)]
+            repeated = [contents[number % len(contents)] for number in range(24 * CORES)]
             with ThreadPoolExecutor(CORES) as pool:
-                return len(some) / seconds_of(lambda: list(pool.map(decode_one, some)))  # type: ignore[arg-type]
+                return len(repeated) / seconds_of(lambda: list(pool.map(decode_one, repeated)))  # type: ignore[arg-type]
 
         spark = start_spark()
-        started = seconds_of(lambda: run_job(spark, options, few, folder / "captions"))
-        job = options.rows / seconds_of(lambda: run_job(spark, options, every, folder / "captions"))
+        caption = with_pandas_udf(options.model, 32, bf16=False).alias("caption")
+
+        def recipe(files: Path) -> None:
+            rows = spark.read.format("binaryFile").load(str(files))
+            rows.select("path", caption).write.parquet(str(folder / "recipe"), mode="overwrite")
+
+        def job(files: Path) -> None:
+            run_job(spark, options, files, folder / "captions")
+
+        started = seconds_of(lambda: job(few))
+        job_rate = options.rows / seconds_of(lambda: job(every))
+        recipe(few)
+        recipe_rate = len(list(some.iterdir())) / seconds_of(lambda: recipe(some))
         spark.stop()
         plain = decoding(lambda content: plainly_decoded(content, size))
         ours = decoding(lambda content: decode(content, size))
@@ -77,9 +91,9 @@ def main() -> None:
     equal = sum(a == b for a, b in zip(found, captions_of(eager(options.model, CORES), contents), strict=True))
     print(machine())
     print(f"{options.rows} files of {WIDTH} x {HEIGHT}, {sum(map(len, contents)) / len(contents) / 1e6:.1f} MB each")
-    print(f"job, end to end: {job:.1f} images/s, start-up {started:.1f} s")
+    print(f"job, end to end: {job_rate:.1f} images/s, start-up {started:.1f} s; the recipe: {recipe_rate:.1f} images/s")
     print(f"decoding alone, all cores: {ours:.1f} images/s; Pillow, whole images: {plain:.1f}")
-    print(f"job / Pillow's decoding and resizing alone: {job / plain:.2f}")
+    print(f"job / recipe: {job_rate / recipe_rate:.2f}; job / decoding by Pillow alone: {job_rate / plain:.2f}")
     print(f"{equal} of {len(contents)} captions are those of the whole images")
 
 
