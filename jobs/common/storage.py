@@ -86,7 +86,7 @@ class Access:
 
     endpoint: str | None = None
     local: bool = False  # whether `file:` uris and paths are read
-    patience: float = PATIENCE_SECONDS  # how long a server that answers nobody is waited for
+    patience: float = PATIENCE_SECONDS  # how long a server is waited for that answers nobody or is not there
 
 
 @dataclass(frozen=True)
@@ -144,11 +144,13 @@ def ask(access: Access, bucket: str, operation: str, **parameters: Any) -> Any:
             problem = classify(error, bucket)
             if not is_transient(error):
                 raise problem from None
+            # One that takes a request and is silent is the right server, and busy.
+            patience = PATIENCE_SECONDS if isinstance(error, ReadTimeoutError) else access.patience
         waited = time.monotonic() - begun
         alone += tried >= TRIES and _answers(access, bucket)
         if alone == FAILS_ALONE:
             raise ObjectError("fetch_error", f"{problem} ({tried} tries)")
-        if waited >= access.patience:
+        if waited >= patience:
             raise SystemicError(f"s3://{bucket}: {problem} ({tried} tries in {waited:.0f} s)")
         time.sleep(random.uniform(0, min(PAUSE_SECONDS, 2.0**tried / 4)))
     raise AssertionError("unreachable")

@@ -12,18 +12,19 @@ SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your request ra
 
 
 class Flaky(ThreadingHTTPServer):
-    """Each of the first `hangs` requests gets no answer for `seconds`. Of others the first `outage` get a 503, then
+    """Once it has answered `after` requests it answers none for `silence` seconds. The first `outage` get a 503, then
     the share `failing`, and always those of paths that end in `broken`. Counts what it does."""
 
     daemon_threads = True
 
     def __init__(
-        self, upstream: int, failing: float = 0.0, hangs: int = 0, seconds: float = 0.0, outage: int = 0,
+        self, upstream: int, failing: float = 0.0, silence: float = 0.0, after: int = 0, outage: int = 0,
         broken: str = "\n",
     ) -> None:  # fmt: skip
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.upstream, self.failing, self.hangs, self.seconds = upstream, failing, hangs, seconds
+        self.upstream, self.failing, self.silence, self.after = upstream, failing, silence, after
         self.failed = self.hung = self.passed = 0
+        self.silent_until: float | None = None
         self.outage, self.broken, self.lock, self.random = outage, broken, threading.Lock(), random.Random(0)
 
     @property
@@ -37,13 +38,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         with self.server.lock:
-            hang, self.server.hangs = self.server.hangs > 0, max(0, self.server.hangs - 1)
-            fail = not hang and self._fails()
-            self.server.hung += hang
+            hang = self._silence()
+            fail = self._fails()
+            self.server.hung += hang > 0
             self.server.failed += fail
             self.server.passed += not fail
-        if hang:
-            time.sleep(self.server.seconds)
+        time.sleep(hang)
         if fail:
             self._answer(503, {"Content-Type": "application/xml"}, SLOW_DOWN)
             return
@@ -57,6 +57,13 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {name: value for name, value in answer.getheaders() if name.lower() not in dropped}
         self._answer(answer.status, headers, answer.read())
         upstream.close()
+
+    def _silence(self) -> float:
+        """Seconds until this request is answered."""
+        server, now = self.server, time.monotonic()
+        if server.silent_until is None and server.passed >= server.after:
+            server.silent_until = now + server.silence
+        return max(0.0, (server.silent_until or now) - now)
 
     def _fails(self) -> bool:
         server = self.server

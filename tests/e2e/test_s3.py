@@ -153,7 +153,7 @@ def rows(s3: Seaweed, count: int, size: int = 1000) -> list[executor.Row]:
     return [{"image_id": str(n), "uri": f"s3://photos/many/{n}", "content": None} for n in range(count)]
 
 
-@pytest.mark.parametrize("behaviour", [{"failing": 1 / 3}, {"hangs": 40, "seconds": 3.0}])
+@pytest.mark.parametrize("behaviour", [{"failing": 1 / 3}, {"silence": 3.0, "after": 10}])
 def test_a_slow_server_loses_nothing(s3: Seaweed, behaviour: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "READ_SECONDS", 1)
     wanted = rows(s3, 60)
@@ -164,6 +164,16 @@ def test_a_slow_server_loses_nothing(s3: Seaweed, behaviour: dict[str, float], m
     assert [row["image_id"] for row, _ in found] == [row["image_id"] for row in wanted]
     assert [content for _, content in found] == [bytes([number % 256]) * 1000 for number in range(60)]
     assert server.failed + server.hung >= 4
+
+
+def test_a_silent_server_is_waited_for(s3: Seaweed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By those too who have little patience with one that is not there, as who begins to list has."""
+    monkeypatch.setattr(storage, "READ_SECONDS", 1)
+    rows(s3, 3)
+    with configured(s3), flaky(s3.ports[0], silence=3.0) as server:
+        (objects, _) = storage.list_objects("photos", "many/", Access(server.endpoint, patience=0.5))
+    assert len(objects) >= 3
+    assert server.hung > 1
 
 
 def test_an_outage_is_waited_for(s3: Seaweed, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,9 +3,10 @@
     .venv/bin/python -m tests.e2e.trouble
 
 captions a hundred objects of a sound S3 server, of one that answers a third of all requests with 503 SlowDown, and of
-one that leaves eight requests without an answer for a minute: all must end in the same rows. Then with wrong keys, with
-none, with a bucket that is not there, where every object is denied, and with a full disk: each must end with one line.
-Prints for each case the exit status, the seconds and that line. `--only` chooses cases by their names.
+one that answers nothing for a minute, from the start or after 30 requests: all must end in the same rows. Then with
+wrong keys, with none, with a bucket that is not there, where every object is denied, and with a full disk: each must
+end with one line. Prints for each case the exit status, the seconds and that line. `--only` chooses cases by their
+names.
 """
 
 import argparse
@@ -47,7 +48,8 @@ class Case:
 CASES = {
     "sound server": Case("s3://photos/many"),
     "a third of the answers 503": Case("s3://photos/many", server={"failing": 1 / 3}),
-    "eight requests hang for 60 s": Case("s3://photos/many", server={"hangs": 8, "seconds": 60.0}),
+    "silent for 60 s from the start": Case("s3://photos/many", server={"silence": 60.0}),
+    "silent for 60 s meanwhile": Case("s3://photos/many", server={"silence": 60.0, "after": 30}),
     "wrong secret": Case("s3://photos/many", "SignatureDoesNotMatch", WRONG),
     "wrong secret, manifest": Case("manifest.jsonl", "SignatureDoesNotMatch", WRONG),
     "unknown key, manifest": Case("manifest.jsonl", "InvalidAccessKeyId", ("nobody", "wrong")),
