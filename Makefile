@@ -14,9 +14,8 @@ help:  ## explain these targets
 setup:  ## make the environment .venv, or bring it up to requirements.lock
 	@./spark-submit.sh --setup
 
-# Two at once, for many wait for Spark to start. The end-to-end ones come first: the longest must not be last.
 test: setup  ## run the tests; ARGS="-k cluster" selects some
-	"$(PYTHON)" -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	"$(PYTHON)" -m pytest $(ARGS)
 
 lint: setup  ## ruff, mypy and shellcheck, changing nothing
 	"$(PYTHON)" -m ruff check .

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 from pyspark.sql import SparkSession
 
 IVY = Path(__file__).parents[1] / "build" / "ivy"  # jars are fetched once for all tests
@@ -36,9 +35,7 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
     )
     for key, value in DELTA.items():
         builder = builder.config(key, value)
-    IVY.mkdir(parents=True, exist_ok=True)
-    with FileLock(IVY / "lock"):  # tests run in several processes
-        session = builder.getOrCreate()
+    session = builder.getOrCreate()
     build_session("tests")
     yield session
     session.stop()
