@@ -86,7 +86,7 @@ class Access:
 
     endpoint: str | None = None
     local: bool = False  # whether `file:` uris and paths are read
-    patience: float = PATIENCE_SECONDS  # how long a server is waited for that answers nobody or is not there
+    patience: float = PATIENCE_SECONDS  # how long a server that answers nobody is waited for, unless it is silent
 
 
 @dataclass(frozen=True)

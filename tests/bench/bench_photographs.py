@@ -52,7 +52,6 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=ROOT / "models" / "attention")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--batch-size", type=int, default=0, help="of the job (default: its own)")
-    parser.add_argument("--recipe-rows", type=int, default=0, help="of the recipe (default: all)")
     options = parser.parse_args()
     options.model = options.model.resolve()
     size = ModelFiles.read(options.model).settings()[0].image_size
@@ -60,13 +59,12 @@ def main() -> None:
         folder = Path(temporary)
         made = make(options.images, folder / "made")
         few, every = repeat(made, 8 * CORES, folder / "few"), repeat(made, options.rows, folder / "all")
-        some = repeat(made, options.recipe_rows, folder / "some") if options.recipe_rows else every
         contents = [file.read_bytes() for file in made]
 
         def decoding(decode_one: object) -> float:
-            repeated = [contents[number % len(contents)] for number in range(24 * CORES)]
+            some = [contents[number % len(contents)] for number in range(24 * CORES)]
             with ThreadPoolExecutor(CORES) as pool:
-                return len(repeated) / seconds_of(lambda: list(pool.map(decode_one, repeated)))  # type: ignore[arg-type]
+                return len(some) / seconds_of(lambda: list(pool.map(decode_one, some)))  # type: ignore[arg-type]
 
         spark = start_spark()
         caption = with_pandas_udf(options.model, 32, bf16=False).alias("caption")
@@ -81,7 +79,7 @@ def main() -> None:
         started = seconds_of(lambda: job(few))
         job_rate = options.rows / seconds_of(lambda: job(every))
         recipe(few)
-        recipe_rate = len(list(some.iterdir())) / seconds_of(lambda: recipe(some))
+        recipe_rate = options.rows / seconds_of(lambda: recipe(every))
         spark.stop()
         plain = decoding(lambda content: plainly_decoded(content, size))
         ours = decoding(lambda content: decode(content, size))
