@@ -59,14 +59,18 @@ class ShowAttendTell(nn.Module):
 
     def forward(self, features: torch.Tensor, captions: Captions) -> torch.Tensor:
         """Logits of each next word with the words before it given: (N, V), only of real words, in the order of
-        `captions.targets()`. `features` (B, P, D) are of the images.
+        `captions.targets()`. `features` (B, P, D) are of the images. Hard attention takes the expected context, as
+        step does: what drew a caption in self-critical training is what learns from it.
         """
-        return self.tell(features, captions).logits
+        return self.tell(features, captions, sample=False).logits
 
-    def tell(self, features: torch.Tensor, captions: Captions, locations: torch.Tensor | None = None) -> Told:
+    def tell(
+        self, features: torch.Tensor, captions: Captions, locations: torch.Tensor | None = None, sample: bool = True
+    ) -> Told:
         """As forward, with the attention at each word.
 
-        Hard attention in training samples a cell for each word. `locations` (N,) int64 says which to take instead.
+        Hard attention in training samples a cell for each word, unless `sample` is False. `locations` (N,) int64 says
+        which to take instead.
         """
         words = captions.pack(captions.read())
         assert words.sorted_indices is not None
@@ -79,7 +83,7 @@ class ShowAttendTell(nn.Module):
         gates = self.word_input(embedded)  # of all words at once: the LSTM's only input that is known beforehand
         hiddens, contexts, attentions, sampled = [], [], [], []
         # For half of the batches the expected context, which makes the estimate less noisy (end of section 4.1).
-        one_cell = locations is not None or (self.hard and self.training and bool(torch.rand(()) < 0.5))
+        one_cell = locations is not None or (self.hard and self.training and sample and bool(torch.rand(()) < 0.5))
         at = 0
         for size in words.batch_sizes.tolist():
             hidden, cell = hidden[:size], cell[:size]

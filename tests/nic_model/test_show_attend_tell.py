@@ -112,6 +112,15 @@ def test_hard_gradient_is_unbiased(baseline: float, monkeypatch: pytest.MonkeyPa
         torch.testing.assert_close(estimate, torch.zeros_like(estimate) if gradient is None else gradient)
 
 
+def test_what_learns_from_drawn_captions_is_what_drew_them() -> None:
+    """Hard attention draws captions by the expected context: so forward tells them, in training too."""
+    decoder = attending("hard", dropout=0.0).train()
+    features = features_for(decoder, 2)
+    told = [decoder(features, CAPTIONS) for _ in range(8)]
+    expected = decoder.eval()(features, CAPTIONS)
+    assert all(logits.equal(expected) for logits in told)
+
+
 def test_hard_attention_samples_by_its_weights() -> None:
     """In training one cell of the grid is taken at each word, as often as its weight says."""
     decoder = attending("hard", dropout=0.0).train()
