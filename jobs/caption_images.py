@@ -31,7 +31,7 @@ from jobs.common.captioning import (
     transform,
 )
 from jobs.common.files import Folder, lease
-from jobs.common.gpus import check_gpus
+from jobs.common.gpus import check_gpu_here, check_gpus
 from jobs.common.logs import Logging
 from jobs.common.outcome import Outcome
 from jobs.common.progress import Progress
@@ -40,7 +40,6 @@ from jobs.common.sources import Source, find_source, reaching
 from jobs.common.storage import Access
 from jobs.common.targets import FORMATS, Target, check_target, find_target
 from jobs.common.udfs import Watch, caption_udf
-from nic_model.captioner import pick_device
 from nic_model.config import Config, DecodeConfig, add_options, given_options, option
 
 __all__ = ["caption_dataframe", "main", "register_sql"]  # for notebooks; for spark-submit
@@ -212,7 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     spark = build_session("caption_images", captioning.access.endpoint)
     master = spark.sparkContext.master or ""
     if master.startswith("local"):
-        pick_device(captioning.config.device)  # the executor is here, so what it lacks can be said now
+        check_gpu_here(captioning.config.device)  # the executor is here, so what it lacks can be said now
         if how.format == "text":
             how = replace(how, level=logging.WARNING)  # of the executor, whose terminal is ours
     logger.info("run %s: captioning %s with model %s on %s", captioning.run_id, job.source.location,

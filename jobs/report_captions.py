@@ -24,8 +24,8 @@ from jobs.common import report, scores, tables, thumbnails
 from jobs.common.session import build_session, exit_status, say
 from jobs.common.sources import Source, find_source, reaching, spread
 from jobs.common.storage import Access, SystemicError
-from jobs.common.udfs import attending_model
-from nic_model.checkpoint import ModelFiles
+from jobs.common.workers import attending_model
+from nic_model.model_files import ModelFiles
 
 PROJECT = Path(__file__).resolve().parents[1]
 SIZES = range(32, 1025)  # of a thumbnail's longer side, in pixels

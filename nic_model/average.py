@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 
-from nic_model.checkpoint import CaptionModel, ModelFiles, save_model
+from nic_model.checkpoint import CaptionModel, save_model
+from nic_model.model_files import ModelFiles
 
 
 def average(models: Sequence[CaptionModel], shares: Sequence[float]) -> CaptionModel:

@@ -15,11 +15,11 @@ import torch
 from numpy.typing import NDArray
 
 from nic_model import ensemble
-from nic_model.checkpoint import ModelFiles, ModelSource
-from nic_model.config import DECODE_ON, DEVICES, PRECISIONS, DecodeConfig
+from nic_model.config import DECODE_ON, PRECISIONS, DecodeConfig, check_device
 from nic_model.execution import make_execution
 from nic_model.graphs import RecordedSearch
 from nic_model.images import MAX_PIXELS, ImageError, Pixels, decode
+from nic_model.model_files import ModelFiles, ModelSource, joint_id
 from nic_model.nvjpeg import Limits, decode_batches
 from nic_model.search import Decoder, Hypothesis, beam_search
 from nic_model.show_attend_tell import ShowAttendTell
@@ -82,7 +82,7 @@ class Captioner:
         if decode_on not in DECODE_ON:
             raise ValueError(f"--decode-on {decode_on}: allowed are {', '.join(DECODE_ON)}")
         members = files if isinstance(files, Sequence) else [files]
-        self.model_id = ensemble.model_id(members)
+        self.model_id = joint_id(members)
         self.decode_config = decode_config or members[0].settings()[1]
         self.device = pick_device(device)
         self.batch_size = batch_size or (256 if self.device.type == "cuda" else 64)
@@ -271,13 +271,6 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         return torch.float16 if device.type == "cuda" else torch.float32
     return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[name]
-
-
-def check_device(name: str) -> None:
-    """Raises ValueError where `name` is no device, whether or not this machine has it."""
-    kind, _, index = name.partition(":")
-    if kind not in DEVICES or (index and not (kind == "cuda" and index.isdigit())):
-        raise ValueError(f"--device {name}: allowed are {', '.join(DEVICES)}, or cuda:N")
 
 
 def pick_device(name: str) -> torch.device:

@@ -14,6 +14,13 @@ PRECISIONS = ("auto", "fp32", "fp16", "bf16")  # of captioning
 DECODE_ON = ("cpu", "gpu")
 
 
+def check_device(name: str) -> None:
+    """Raises ValueError where `name` is no device, whether or not this machine has it."""
+    kind, _, index = name.partition(":")
+    if kind not in DEVICES or (index and not (kind == "cuda" and index.isdigit())):
+        raise ValueError(f"--device {name}: allowed are {', '.join(DEVICES)}, or cuda:N")
+
+
 def option(default: Any, help: str, choices: tuple[str, ...] | None = None, least: float | None = None) -> Any:
     """A dataclass field that is a command-line option too: `help`, allowed values, smallest value."""
     return field(default=default, metadata={"help": help, "choices": choices, "least": least})

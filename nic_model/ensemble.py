@@ -6,11 +6,10 @@ from typing import Any
 
 import torch
 
-from nic_model.checkpoint import CaptionModel, ModelFiles, ModelSource
-from nic_model.config import short_hash
+from nic_model.checkpoint import CaptionModel
+from nic_model.model_files import ModelSource, check_alike
 from nic_model.search import Decoder
 from nic_model.show_tell import Memory, State
-from nic_model.vocabulary import Vocabulary
 
 
 class Ensemble:
@@ -39,32 +38,8 @@ class Ensemble:
         return torch.stack(log_probs).logsumexp(0) - math.log(len(log_probs)), states
 
 
-def check_members(files: Sequence[ModelFiles]) -> None:
-    """Raises ValueError where models differ in their words or in the size of image that they look at."""
-    if len(files) > 1:
-        words = (Vocabulary.from_json(each.vocabulary.decode()).words for each in files)
-        _check(list(zip(words, (each.settings()[0].image_size for each in files), strict=True)))
-
-
 def build_members(files: Sequence[ModelSource]) -> list[CaptionModel]:
     """The models. Raises ValueError as `check_members` does."""
     members = [each.build() for each in files]
-    _check([(member.vocabulary.words, member.config.image_size) for member in members])
+    check_alike([(member.vocabulary.words, member.config.image_size) for member in members])
     return members
-
-
-def _check(members: Sequence[tuple[list[str], int]]) -> None:
-    first_words, first_size = members[0]
-    for words, size in members[1:]:
-        if words != first_words:
-            raise ValueError("--model: models of an ensemble must have the same vocabulary, in the same order")
-        if size != first_size:
-            raise ValueError(
-                f"--model: models of an ensemble must have the same image size, not {first_size} and {size}"
-            )
-
-
-def model_id(files: Sequence[ModelSource]) -> str:
-    """The model's id, or one of all members', in whatever order."""
-    ids = sorted(each.model_id for each in files)
-    return ids[0] if len(ids) == 1 else short_hash(*(each.encode() for each in ids))

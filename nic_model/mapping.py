@@ -9,8 +9,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from nic_model.checkpoint import CONFIG, VOCABULARY, WEIGHTS, CaptionModel, ModelFiles, build_model, read_settings
+from nic_model.checkpoint import CaptionModel, build_model, read_tensors
 from nic_model.config import DecodeConfig, ModelConfig
+from nic_model.model_files import CONFIG, VOCABULARY, WEIGHTS, ModelFiles, read_settings
 
 
 class MappedModel:
@@ -39,7 +40,7 @@ class MappedModel:
 
 
 def _write(files: ModelFiles, directory: Path) -> None:
-    weights = {name: _as_kept(tensor) for name, tensor in files.tensors().items()}
+    weights = {name: _as_kept(tensor) for name, tensor in read_tensors(files.weights).items()}
     staged = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     (staged / CONFIG).write_bytes(files.config)
     (staged / VOCABULARY).write_bytes(files.vocabulary)

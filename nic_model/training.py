@@ -19,11 +19,12 @@ from tqdm import tqdm
 
 from nic_model.batches import ImageViews, Tokens, load_views, shuffled
 from nic_model.captioner import pick_device
-from nic_model.checkpoint import CaptionModel, ModelFiles, save_model
+from nic_model.checkpoint import CaptionModel, save_model
 from nic_model.config import DecodeConfig, ModelConfig, TrainConfig
 from nic_model.datasets import Example
 from nic_model.encoder import load_pretrained
 from nic_model.features import Encode, FeatureCache, random_views, save_atomically
+from nic_model.model_files import ModelFiles
 from nic_model.scores import References, score
 from nic_model.search import DECODE_GREEDY, beam_search
 from nic_model.self_critical import Reward, advantages, draw, self_critical_loss

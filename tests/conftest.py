@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 from pyspark.sql import SparkSession
 
+# Java that lives for a minute or two should not spend it on compiling: all JVMs that tests start are told so.
+os.environ["SPARK_SUBMIT_OPTS"] = os.environ["SPARK_DAEMON_JAVA_OPTS"] = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
+
 IVY = Path(__file__).parents[1] / "build" / "ivy"  # jars are fetched once for all tests
 
 

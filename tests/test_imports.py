@@ -14,6 +14,7 @@ FILES = sorted(file for package in ("nic_model", "jobs") for file in (ROOT / pac
 # These must start fast and run where torch is not installed.
 TORCHLESS = [
     "nic_model.config",
+    "nic_model.model_files",
     "nic_model.vocabulary",
     *(
         f"nic_model.metrics.{file.stem}"
@@ -81,6 +82,8 @@ def test_torch_is_not_imported_by_way_of_others() -> None:
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
-def test_scoring_does_not_load_torch_on_executors() -> None:
-    code = "import sys; import jobs.common.scores; sys.exit('torch' in sys.modules)"
+@pytest.mark.parametrize("module", ["jobs.common.scores", "jobs.caption_images"])
+def test_drivers_and_scoring_executors_do_not_load_torch(module: str) -> None:
+    """It takes seconds, on the way to every error message too."""
+    code = f"import sys; import {module}; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -53,7 +53,7 @@ with DAG(
         "prepare",
         f'{LAUNCHER} --setup 1>&2; cd "{{{{ var.value.nic_project }}}}";'
         ' "${NIC_PYTHON:-.venv/bin/python}" -c "import sys; from pathlib import Path;'
-        ' from nic_model.checkpoint import ModelFiles; print(ModelFiles.read(Path(sys.argv[1])).model_id)"'
+        ' from nic_model.model_files import ModelFiles; print(ModelFiles.read(Path(sys.argv[1])).model_id)"'
         f' "{MODEL}"',
     )
     caption = job(

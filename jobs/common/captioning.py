@@ -8,23 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 from pyspark.resource import ResourceProfile
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from jobs.common import storage, tables
-from jobs.common.executor import INPUT, caption_batches
 from jobs.common.gpus import caption_profile
+from jobs.common.rows import INPUT
 from jobs.common.session import bound_batches, ship_code
 from jobs.common.sources import image_columns
 from jobs.common.storage import Access
-from jobs.common.udfs import ArrowFunction, CaptionerRecipe, caption_udf, make_captioner, none_stopped
-from nic_model import ensemble
-from nic_model.captioner import check_device
-from nic_model.checkpoint import FILES, ModelFiles
-from nic_model.config import DECODE_ON, PRECISIONS, Config, DecodeConfig, option
+from jobs.common.udfs import ArrowFunction, CaptionerRecipe, caption_udf
+from nic_model.config import DECODE_ON, PRECISIONS, Config, DecodeConfig, check_device, option
+from nic_model.model_files import FILES, ModelFiles, check_members, joint_id
 
 # The folder of the project; this file may be in a zip of it, which spark-submit.sh keeps in build/.
 _PARENTS = Path(__file__).resolve().parents
@@ -71,7 +68,7 @@ class Captioning:
 
     @cached_property
     def model_id(self) -> str:
-        return ensemble.model_id(self.files)
+        return joint_id(self.files)
 
     def keys(self) -> dict[str, str]:
         """What the rows of this run have in common with those of other runs of the same model and settings."""
@@ -101,7 +98,7 @@ def read_captioning(
         raise ValueError(f"--model {twice}: is given twice")
     places = [storage.download_model(m, access, FILES) if storage.is_s3(m) else Path(m) for m in models]
     files = tuple(ModelFiles.read(place) for place in places)
-    ensemble.check_members(files)
+    check_members(files)
     return Captioning(files, files[0].settings()[1].replace(**decode), config, access)
 
 
@@ -147,34 +144,17 @@ def register_sql(
         raise ValueError(f"name {name!r}: must be a plain word, as SQL's functions have")
     recipe = _interactive(spark, model, options).recipe(spark)
 
-    def caption(contents: Iterator[pa.Array]) -> Iterator[pa.Array]:
-        for details in _details(contents, recipe):
-            yield details.field("caption")
+    def details(contents: Iterator[pa.Array]) -> Iterator[pa.Array]:
+        from jobs.common.workers import caption_details  # on executors alone: torch takes seconds to import
 
-    def caption_details(contents: Iterator[pa.Array]) -> Iterator[pa.Array]:
-        yield from _details(contents, recipe)
+        yield from caption_details(contents, recipe)
+
+    def caption(contents: Iterator[pa.Array]) -> Iterator[pa.Array]:
+        for each in details(contents):
+            yield each.field("caption")
 
     spark.udf.register(name, F.arrow_udf(caption, T.StringType()))  # type: ignore[call-overload]
-    spark.udf.register(f"{name}_details", F.arrow_udf(caption_details, tables.DETAILS))  # type: ignore[call-overload]
-
-
-def _details(contents: Iterator[pa.Array], recipe: CaptionerRecipe) -> Iterator[pa.StructArray]:
-    for rows in none_stopped(caption_batches(map(_as_input, contents), make_captioner(recipe))):
-        absent = pc.equal(rows["status"], "fetch_error")  # nothing is fetched: what has this status is null
-        yield pa.StructArray.from_arrays(
-            [rows[name] for name in tables.DETAILS.names],
-            fields=[rows.schema.field(name) for name in tables.DETAILS.names],
-            mask=absent,
-        )
-
-
-def _as_input(contents: pa.Array) -> pa.RecordBatch:
-    kind = contents.type
-    if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_null(kind)):
-        raise ValueError(f"caption takes the bytes of an encoded image, binary, not {kind}")
-    given = {"image_id": pa.array(["-"] * len(contents)), "content": contents.cast(pa.binary())}
-    absent = {f.name: pa.nulls(len(contents), f.type) for f in INPUT if f.name not in given}
-    return pa.RecordBatch.from_arrays([(given | absent)[name] for name in INPUT.names], schema=INPUT)
+    spark.udf.register(f"{name}_details", F.arrow_udf(details, tables.DETAILS))  # type: ignore[call-overload]
 
 
 def _interactive(spark: SparkSession, model: str | Sequence[str], options: Mapping[str, Any]) -> Captioning:

@@ -14,44 +14,15 @@ import pyarrow as pa
 import torch
 
 from jobs.common import storage
+from jobs.common.rows import INPUT, OUTPUT, STOPPED
 from jobs.common.storage import Access, Download, ObjectError, SystemicError
 from nic_model.captioner import Caption, Captioner, Failure
-
-# The status of a row that only tells the driver to stop the run: no table ever holds it.
-STOPPED = "stopped"
 
 THREADS = 16  # objects fetched at once by a Python worker
 AHEAD_ROWS = 128  # images fetched, at most, before they are captioned...
 AHEAD_BYTES = 256 * 1024 * 1024  # ...and how much they may hold together; the next image in turn is always fetched
 
 MAX_ID = 2048  # characters
-
-INPUT = pa.schema(
-    [
-        ("image_id", pa.string()),
-        ("image_version", pa.string()),
-        ("uri", pa.string()),
-        ("content", pa.binary()),
-        ("attempts", pa.int32()),
-    ]
-)
-
-OUTPUT = pa.schema(
-    [
-        ("image_id", pa.string()),
-        ("image_version", pa.string()),
-        ("uri", pa.string()),
-        ("caption", pa.string()),
-        ("log_prob", pa.float64()),
-        ("alternatives", pa.list_(pa.struct([("caption", pa.string()), ("log_prob", pa.float64())]))),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("status", pa.string()),
-        ("error_message", pa.string()),
-        ("captioned_at", pa.timestamp("us", tz="UTC")),
-        ("attempts", pa.int32()),
-    ]
-)
 
 Row = dict[str, Any]  # of INPUT
 Fetched = tuple[bytes | Failure, int]  # the content or why there is none, and the bytes taken from the budget

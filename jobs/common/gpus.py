@@ -9,7 +9,6 @@ from pyspark.resource import ResourceProfile, ResourceProfileBuilder, TaskResour
 from pyspark.sql import SparkSession
 
 from jobs.common.storage import SystemicError
-from nic_model.captioner import pick_device
 
 EXECUTOR, TASK = "spark.executor.resource.gpu.amount", "spark.task.resource.gpu.amount"
 
@@ -37,6 +36,14 @@ def caption_profile(spark: SparkSession, device: str, share: float) -> ResourceP
     return ResourceProfileBuilder().require(TaskResourceRequests().cpus(cpus).resource("gpu", share)).build
 
 
+def check_gpu_here(device: str) -> None:
+    """Raises ValueError, in one line, where `device` asks for a GPU that this machine has not."""
+    if device.startswith("cuda"):
+        from nic_model.captioner import pick_device  # only now: torch takes seconds to import
+
+        pick_device(device)
+
+
 def check_gpus(spark: SparkSession, device: str, profile: ResourceProfile | None) -> None:
     """Asks an executor whether it has the GPU that `device` asks for, or that Spark assigns. Raises SystemicError, in
     one line, where it has not."""
@@ -46,7 +53,7 @@ def check_gpus(spark: SparkSession, device: str, profile: ResourceProfile | None
 
     def missing(_: Iterable[int]) -> Iterator[str]:
         try:
-            pick_device(task_device(device))
+            check_gpu_here(task_device(device))
         except ValueError as error:
             yield f"{socket.gethostname()}: {error}"
 

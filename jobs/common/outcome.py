@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pyspark.sql import DataFrame, Row
 from pyspark.sql import functions as F
 
-from jobs.common.executor import STOPPED
+from jobs.common.rows import STOPPED
 from jobs.common.session import say
 from jobs.common.storage import SystemicError
 from jobs.common.udfs import describe

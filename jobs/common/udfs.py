@@ -1,31 +1,22 @@
-"""Spark's side of captioning: broadcasts the models, and gives mapInArrow a function for the executors."""
+"""Spark's side of captioning: broadcasts the models, and gives mapInArrow a function for the executors. Without torch,
+which a driver does not need."""
 
-import functools
 import logging
-import os
-import socket
-import stat
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
-from pyspark import Accumulator, AccumulatorParam, Broadcast, TaskContext
+from pyspark import Accumulator, AccumulatorParam, Broadcast
 
 from jobs.common import logs
-from jobs.common.executor import STOPPED, caption_batches, stopped
-from jobs.common.gpus import task_device
 from jobs.common.logs import Logging
+from jobs.common.rows import STOPPED
 from jobs.common.storage import Access, SystemicError
-from nic_model.captioner import Captioner
-from nic_model.checkpoint import CaptionModel, ModelFiles
 from nic_model.config import DecodeConfig
-from nic_model.mapping import MappedModel
+from nic_model.model_files import ModelFiles
 
 ArrowFunction = Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]
 
@@ -70,20 +61,14 @@ def caption_udf(recipe: CaptionerRecipe, access: Access, watch: Watch | None = N
     are STOPPED: the task ends with SystemicError in their place."""
 
     def caption(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        from jobs.common.workers import caption_task  # on executors alone: torch takes seconds to import
+
         if watch is not None:
             logs.configure(watch.logging)
-        try:
-            captioned = caption_batches(batches, make_captioner(recipe), access)
-        except (ValueError, torch.OutOfMemoryError) as error:  # no GPU here, or one that others have filled
-            captioned = iter([stopped(f"{socket.gethostname()}: {error}")])
+        captioned = caption_task(batches, recipe, access)
         return none_stopped(captioned) if watch is None else _counted(captioned, watch.counts)
 
     return caption
-
-
-def make_captioner(recipe: CaptionerRecipe) -> Captioner:
-    """For the task that this is called in."""
-    return _captioner(recipe, task_device(recipe.device))
 
 
 def none_stopped(captioned: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -107,53 +92,3 @@ def _counted(captioned: Iterable[pa.RecordBatch], counts: "Accumulator[Counter[s
 def describe(counts: "Counter[str]") -> str:
     """`98 ok, 2 decode_error`."""
     return ", ".join(f"{count} {status}" for status, count in sorted(counts.items(), key=lambda c: (-c[1], c[0])))
-
-
-def _captioner(recipe: CaptionerRecipe, device: str) -> Captioner:
-    """Made once for each GPU in each Python worker, which Spark keeps for many tasks, on this GPU or that."""
-    made = _captioners(recipe)
-    if device not in made:
-        use_task_cores()
-        started = time.monotonic()
-        # The broadcast is read by one worker of a machine, and its weights are in the memory of all but once.
-        models = [
-            MappedModel(_shared_folder(), model_id, partial(_broadcast_files, recipe, number))
-            for number, model_id in enumerate(recipe.models)
-        ]
-        made[device] = Captioner(
-            models, recipe.decode, device, recipe.precision, recipe.batch_size, decode_on=recipe.decode_on
-        )
-        seconds = time.monotonic() - started
-        logger.info("model %s is ready on %s after %.1f s", made[device].model_id, made[device].device, seconds)
-    return made[device]
-
-
-@functools.lru_cache(maxsize=1)
-def _captioners(recipe: CaptionerRecipe) -> dict[str, Captioner]:
-    return {}
-
-
-def _broadcast_files(recipe: CaptionerRecipe, number: int) -> ModelFiles:
-    return recipe.files.value[number]
-
-
-def _shared_folder() -> Path:
-    """A folder that goes when the application does: one for all of its executors on this machine where Spark gave them
-    one (standalone, YARN), else this executor's."""
-    own = Path(os.environ["SPARK_LOCAL_DIRS"].split(",")[0])
-    shared = own.parent
-    ours = os.access(shared, os.W_OK) and not shared.stat().st_mode & stat.S_IWOTH
-    return shared if ours else own
-
-
-def use_task_cores() -> None:
-    """As many threads as cores that Spark gave the task, or the workers of one machine fight over them."""
-    context = TaskContext.get()
-    torch.set_num_threads(max(1, context.cpus() if context else 1))
-
-
-@functools.lru_cache(maxsize=1)
-def attending_model(files: "Broadcast[ModelFiles]") -> CaptionModel:
-    """Built once in each Python worker. Not in the job: what a job's own file caches, executors cannot find."""
-    use_task_cores()
-    return files.value.build()

@@ -45,10 +45,10 @@ from jobs import caption_images  # noqa: E402
 from jobs.common.logs import Logging  # noqa: E402
 from jobs.common.session import build_session  # noqa: E402
 from nic_model.captioner import Captioner  # noqa: E402
-from nic_model.checkpoint import ModelFiles  # noqa: E402
 from nic_model.images import decode  # noqa: E402
 from nic_model.metrics.bleu import corpus_bleu  # noqa: E402
 from nic_model.metrics.tokenizer import tokenize  # noqa: E402
+from nic_model.model_files import ModelFiles  # noqa: E402
 from tests.bench.recipes import DECODING, captions_of, eager, with_pandas_udf, with_predict_batch_udf  # noqa: E402
 
 FEW = 64  # images that start Python workers and load models

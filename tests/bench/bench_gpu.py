@@ -42,7 +42,8 @@ from torch import nn
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from jobs.common.executor import INPUT, caption_batches  # noqa: E402
+from jobs.common.executor import caption_batches  # noqa: E402
+from jobs.common.rows import INPUT  # noqa: E402
 from nic_model.captioner import Captioner  # noqa: E402
 from nic_model.checkpoint import CaptionModel, save_model  # noqa: E402
 from nic_model.config import DecodeConfig, ModelConfig  # noqa: E402

@@ -24,8 +24,8 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from nic_model.captioner import Captioner  # noqa: E402
-from nic_model.checkpoint import ModelFiles  # noqa: E402
 from nic_model.mapping import MappedModel  # noqa: E402
+from nic_model.model_files import ModelFiles  # noqa: E402
 
 
 def work(kind: str, folder: Path, model_id: str, engine: str, loaded: Barrier, measured: Barrier) -> None:

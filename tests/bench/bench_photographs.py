@@ -21,8 +21,8 @@ from bench_captioning import CORES, ROOT, machine, run_job, seconds_of, start_sp
 from PIL import Image
 
 from nic_model.captioner import Captioner
-from nic_model.checkpoint import ModelFiles
 from nic_model.images import decode
+from nic_model.model_files import ModelFiles
 from tests.bench.recipes import DECODING, captions_of, eager, plainly_decoded, with_pandas_udf
 
 WIDTH, HEIGHT = 4000, 3000

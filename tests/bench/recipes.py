@@ -17,8 +17,8 @@ from pyspark.sql import Column
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
-from nic_model.checkpoint import ModelFiles
 from nic_model.config import DecodeConfig
+from nic_model.model_files import ModelFiles
 from nic_model.search import beam_search
 from nic_model.show_tell import Memory, State
 from nic_model.vocabulary import sentence

@@ -81,8 +81,8 @@ def standalone_cluster(
 
 def plain_environment(**changes: str) -> dict[str, str]:
     """This process's environment without what would let a job find our packages or settings by accident."""
-    hidden = ("SPARK_", "PYSPARK_", "PYTHON", "NIC_")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
+    hidden, shown = ("SPARK_", "PYSPARK_", "PYTHON", "NIC_"), ("SPARK_SUBMIT_OPTS", "SPARK_DAEMON_JAVA_OPTS")
+    kept = {name: value for name, value in os.environ.items() if name in shown or not name.startswith(hidden)}
     return kept | changes
 
 

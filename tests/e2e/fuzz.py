@@ -25,7 +25,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from jobs.common.executor import INPUT, caption_batches, check_id, fetch_ahead
+from jobs.common.executor import caption_batches, check_id, fetch_ahead
+from jobs.common.rows import INPUT
 from jobs.common.storage import Access
 from nic_model.captioner import Captioner, Failure
 from nic_model.images import ImageError, decode

@@ -25,7 +25,7 @@ from pyspark.sql import SparkSession
 
 from jobs import caption_images, compare_models, evaluate_captions, report_captions
 from jobs.common.targets import PACKAGES
-from nic_model.checkpoint import ModelFiles
+from nic_model.model_files import ModelFiles
 from nic_model.train import read_configs
 from tests.e2e.cluster import spark_home
 from tests.e2e.seaweed import ADMIN_KEY, ADMIN_SECRET, Seaweed

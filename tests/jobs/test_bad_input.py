@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from jobs.common import executor, storage
-from jobs.common.executor import INPUT, caption_batches, fetch
+from jobs.common.executor import caption_batches, fetch
+from jobs.common.rows import INPUT
 from jobs.common.storage import Access
 from nic_model.captioner import Captioner, Failure
 from nic_model.images import ImageError, decode

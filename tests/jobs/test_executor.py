@@ -6,7 +6,8 @@ import pyarrow as pa
 import pytest
 
 from jobs.common import storage
-from jobs.common.executor import INPUT, OUTPUT, STOPPED, caption_batches, fetch
+from jobs.common.executor import caption_batches, fetch
+from jobs.common.rows import INPUT, OUTPUT, STOPPED
 from jobs.common.storage import Access
 from nic_model.captioner import Captioner, Failure
 from tests.nic_model.test_captioner import SmallGpu, photographs

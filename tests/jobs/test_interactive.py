@@ -11,7 +11,7 @@ from pyspark.sql import DataFrame, SparkSession
 
 from jobs.caption_images import caption_dataframe, register_sql
 from jobs.common import tables
-from jobs.common.executor import OUTPUT, STOPPED
+from jobs.common.rows import OUTPUT, STOPPED
 from jobs.common.session import ship_code
 from jobs.common.storage import SystemicError
 from jobs.common.udfs import none_stopped

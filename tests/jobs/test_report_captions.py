@@ -18,8 +18,9 @@ from jobs import evaluate_captions, report_captions
 from jobs.common import report, tables, thumbnails
 from jobs.common.session import exit_status
 from jobs.common.storage import Access
-from nic_model.checkpoint import CaptionModel, ModelFiles, save_model
+from nic_model.checkpoint import CaptionModel, save_model
 from nic_model.config import DecodeConfig
+from nic_model.model_files import ModelFiles
 from nic_model.vocabulary import Vocabulary
 from tests import tiny
 from tests.report_pages import HARM, page_of

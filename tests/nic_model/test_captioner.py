@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 
 from nic_model.captioner import Caption, Captioner, Failure, pick_device
-from nic_model.checkpoint import FILES, ModelFiles, save_model
+from nic_model.checkpoint import save_model
 from nic_model.config import DecodeConfig
+from nic_model.model_files import FILES, ModelFiles
 from nic_model.search import Decoder
 from nic_model.show_tell import Memory, State
 from tests.tiny import tiny_model, tiny_model_directory

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from nic_model.captioner import Captioner
-from nic_model.checkpoint import CaptionModel, ModelFiles, save_model
+from nic_model.checkpoint import CaptionModel, save_model
 from nic_model.config import DecodeConfig
-from nic_model.ensemble import Ensemble, build_members, model_id
+from nic_model.ensemble import Ensemble, build_members
 from nic_model.execution import PyTorch
+from nic_model.model_files import ModelFiles, joint_id
 from nic_model.search import beam_search
 from nic_model.vocabulary import SOS, Vocabulary
 from tests.tiny import CONFIG, WORDS, tiny_model, tiny_model_directory
@@ -55,7 +56,7 @@ def test_captioner_takes_several_directories(tmp_path: Path) -> None:
     assert forwards.model_id == backwards.model_id
     assert forwards.model_id not in (Captioner.load(a).model_id, Captioner.load(b).model_id)
     assert forwards.caption([content])[0].text == backwards.caption([content])[0].text  # type: ignore[union-attr]
-    assert model_id([ModelFiles.read(a)]) == Captioner.load(a).model_id == ModelFiles.read(a).model_id
+    assert joint_id([ModelFiles.read(a)]) == Captioner.load(a).model_id == ModelFiles.read(a).model_id
 
 
 @pytest.mark.parametrize(

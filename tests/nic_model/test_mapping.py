@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from nic_model.captioner import Caption, Captioner
-from nic_model.checkpoint import FILES, ModelFiles
 from nic_model.mapping import MappedModel
+from nic_model.model_files import FILES, ModelFiles
 from tests.nic_model.test_captioner import photographs
 from tests.tiny import tiny_model_directory
 
