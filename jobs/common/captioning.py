@@ -103,7 +103,7 @@ def read_captioning(
 
 
 def transform(images: DataFrame, captioning: Captioning, caption: ArrowFunction) -> DataFrame:
-    """A row of the captions table for each row of `images`, which has executor.INPUT's columns; lazily. `caption` is
+    """A row of the captions table for each row of `images`, which has rows.INPUT's columns; lazily. `caption` is
     `caption_udf` of `captioning.recipe`."""
     profile = captioning.config.profile(images.sparkSession)
     captioned = images.select(INPUT.names).mapInArrow(caption, tables.CAPTIONED, profile=profile)

@@ -61,7 +61,7 @@ CAPTIONS = _columns(
     ("attempts", T.IntegerType(), "how often this version of the image was tried, this time included"),
 )
 
-# What status may be; executor.STOPPED is in no table.
+# What status may be; rows.STOPPED is in no table.
 STATUSES = ("ok", "fetch_error", "decode_error", "too_large", "invalid_id")
 
 # The columns that the first version wrote: a table of it is read, resumed and added to.

@@ -57,7 +57,7 @@ class Watch:
 
 
 def caption_udf(recipe: CaptionerRecipe, access: Access, watch: Watch | None = None) -> ArrowFunction:
-    """A function for `mapInArrow` from executor.INPUT to executor.OUTPUT. Without `watch` nobody looks for rows that
+    """A function for `mapInArrow` from rows.INPUT to rows.OUTPUT. Without `watch` nobody looks for rows that
     are STOPPED: the task ends with SystemicError in their place."""
 
     def caption(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

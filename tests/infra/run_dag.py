@@ -86,7 +86,7 @@ def fake_project(folder: Path) -> tuple[Path, Path]:
     project, log = folder / "the project", folder / "asked"
     (project / "nic_model").mkdir(parents=True)
     (project / "nic_model" / "__init__.py").touch()
-    (project / "nic_model" / "checkpoint.py").write_text(
+    (project / "nic_model" / "model_files.py").write_text(
         "from pathlib import Path\n"
         "class ModelFiles:\n"
         "    model_id = Path('model_id').read_text()\n"
