@@ -350,7 +350,7 @@ run_jobs() {
 }
 
 describe_model() { # its model_id and its decoder
-    ours -c 'import sys; from pathlib import Path; from nic_model.checkpoint import ModelFiles
+    ours -c 'import sys; from pathlib import Path; from nic_model.model_files import ModelFiles
 files = ModelFiles.read(Path(sys.argv[1])); print(files.model_id, files.settings()[0].decoder)' "$model"
 }
 
