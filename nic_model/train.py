@@ -5,7 +5,8 @@
 First the decoder learns on features of the frozen encoder, which are computed once; then both learn together; then,
 where the recipe says so, the decoder learns from the scores of its own captions. After each epoch the dev images are
 captioned and the model is kept if it is the best so far. DIR.training holds what an interrupted training needs (the
-same command goes on from the last whole epoch and ends in the same model), and history.csv, a row an epoch.
+same command goes on from the last whole epoch and ends in the same model), history.csv, a row an epoch, and `last`, the
+model of the last epoch, which may be averaged with others (`nic_model.average`).
 """
 
 import argparse

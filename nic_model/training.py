@@ -133,9 +133,9 @@ class Training:
         )  # fmt: skip
         for example, caption in zip(self.dev[:3], captions, strict=False):
             logger.info("  %s: %s", example.image_id, caption)
-        if kept:
-            notes = {"train": self.config.to_dict(), "images": len(self.train), "dev": row, "history": self.history}
-            save_model(self.out, self.averaged, self.decode, notes)
+        notes = {"train": self.config.to_dict(), "images": len(self.train), "dev": row, "history": self.history}
+        for directory in (self.state_dir / "last", *([self.out] if kept else [])):
+            save_model(directory, self.averaged, self.decode, notes)
         self._save_state()
         self._write_curves(captions)
 

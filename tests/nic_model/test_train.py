@@ -90,6 +90,9 @@ def test_it_learns(folder: Path) -> None:
     notes = json.loads((folder / "learnt" / "config.json").read_text())["training"]
     assert notes["dev"]["bleu_4"] == max(row["bleu_4"] for row in notes["history"])
     assert notes["history"][-1] == notes["dev"]  # the model is that of the best epoch
+    history = json.loads((folder / "learnt.training" / "last" / "config.json").read_text())["training"]["history"]
+    assert len(history) == 17
+    assert history[: len(notes["history"])] == notes["history"]
 
 
 @pytest.mark.parametrize(
