@@ -20,11 +20,11 @@ from pyspark.sql import DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
-from jobs.common import report, scores, tables, thumbnails
+from jobs.common import report, scores, tables
+from jobs.common.rows import CAPTIONED
 from jobs.common.session import build_session, exit_status, say
 from jobs.common.sources import Source, find_source, reaching, spread
 from jobs.common.storage import Access, SystemicError
-from jobs.common.workers import attending_model
 from nic_model.model_files import ModelFiles
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -139,22 +139,25 @@ def last_runs(spark: SparkSession, captions: str, keys: dict[str, str]) -> list[
     return runs.where(tables.having(keys)).orderBy(F.desc("started_at")).head(report.RUNS)
 
 
-def make_thumbnails(spark: SparkSession, job: Job, rows: Sequence[Row]) -> dict[str, Row]:
+def make_thumbnails(spark: SparkSession, job: Job, picked: Sequence[Row]) -> dict[str, Row]:
     """A row of tables.THUMBNAILS by image_id, made on executors. Raises SystemicError where images cannot be had."""
     wanted = spark.createDataFrame(
-        [(row["image_id"], row["caption"]) for row in rows if row["image_id"] is not None],
+        [(row["image_id"], row["caption"]) for row in picked if row["image_id"] is not None],
         T.StructType([tables.CAPTIONS["image_id"], tables.CAPTIONS["caption"]]),
     )
     read = job.source.read(spark)
     images = read.rows.join(F.broadcast(wanted), "image_id", how="inner")
     if not read.has_content:
         images = spread(images.withColumn("content", F.lit(None).cast("binary")))
-    images = images.select(thumbnails.CAPTIONED.names)
+    images = images.select(CAPTIONED.names)
     files = spark.sparkContext.broadcast(job.files) if job.files else None
     size, access = job.options.thumbnail_size, job.access
 
     def make(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        return thumbnails.thumbnail_batches(batches, size, access, attending_model(files) if files else None)
+        from jobs.common.thumbnails import thumbnail_batches  # on executors alone: torch takes seconds to import
+        from jobs.common.workers import attending_model
+
+        return thumbnail_batches(batches, size, access, attending_model(files) if files else None)
 
     made = images.mapInArrow(make, tables.THUMBNAILS).collect()
     for row in made:

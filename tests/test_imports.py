@@ -82,7 +82,7 @@ def test_torch_is_not_imported_by_way_of_others() -> None:
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
-@pytest.mark.parametrize("module", ["jobs.common.scores", "jobs.caption_images"])
+@pytest.mark.parametrize("module", ["jobs.common.scores", "jobs.caption_images", "jobs.report_captions"])
 def test_drivers_and_scoring_executors_do_not_load_torch(module: str) -> None:
     """It takes seconds, on the way to every error message too."""
     code = f"import sys; import {module}; sys.exit('torch' in sys.modules)"

@@ -31,3 +31,11 @@ OUTPUT = pa.schema(
         ("attempts", pa.int32()),
     ]
 )
+
+# What a thumbnail is made of.
+CAPTIONED = pa.schema([
+    ("image_id", pa.string()),
+    ("uri", pa.string()),
+    ("content", pa.binary()),
+    ("caption", pa.string()),
+])  # fmt: skip

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from jobs.common.executor import fetch
+from jobs.common.rows import CAPTIONED
 from jobs.common.storage import Access, SystemicError
 from nic_model.captioner import Failure
 from nic_model.checkpoint import CaptionModel
@@ -20,13 +21,6 @@ from nic_model.show_attend_tell import ShowAttendTell
 from nic_model.show_tell import Captions
 
 QUALITY = 70  # of the JPEG: at this size more is not seen
-
-CAPTIONED = pa.schema([
-    ("image_id", pa.string()),
-    ("uri", pa.string()),
-    ("content", pa.binary()),
-    ("caption", pa.string()),
-])  # fmt: skip
 
 OUTPUT = pa.schema([
     ("image_id", pa.string()),

@@ -16,6 +16,7 @@ from pyspark.sql import SparkSession
 
 from jobs import evaluate_captions, report_captions
 from jobs.common import report, tables, thumbnails
+from jobs.common.rows import CAPTIONED
 from jobs.common.session import exit_status
 from jobs.common.storage import Access
 from nic_model.checkpoint import CaptionModel, save_model
@@ -49,7 +50,7 @@ def jpeg(width: int, height: int) -> bytes:
 
 
 def batch(*rows: dict[str, Any]) -> pa.RecordBatch:
-    return pa.RecordBatch.from_pylist(list(rows), thumbnails.CAPTIONED)
+    return pa.RecordBatch.from_pylist(list(rows), CAPTIONED)
 
 
 @pytest.mark.parametrize(("size", "expected"), [((400, 300), (64, 48)), ((100, 1000), (6, 64)), ((30, 20), (30, 20))])
