@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from pyspark.sql import SparkSession
 
-# Java that lives for a minute or two should not spend it on compiling: all JVMs that tests start are told so.
-os.environ["SPARK_SUBMIT_OPTS"] = os.environ["SPARK_DAEMON_JAVA_OPTS"] = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
+from tests.e2e.cluster import BRIEF, JAVA_OPTIONS
+
+os.environ |= dict.fromkeys(JAVA_OPTIONS, BRIEF)  # of all JVMs that tests start
 
 IVY = Path(__file__).parents[1] / "build" / "ivy"  # jars are fetched once for all tests
 

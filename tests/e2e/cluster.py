@@ -13,6 +13,10 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
+# Java that lives for a minute or two should not spend it on compiling; and what Spark takes Java's options from.
+BRIEF = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
+JAVA_OPTIONS = ("SPARK_SUBMIT_OPTS", "SPARK_DAEMON_JAVA_OPTS")
+
 START_SECONDS = 120
 STOP_SECONDS = 10
 
@@ -81,8 +85,8 @@ def standalone_cluster(
 
 def plain_environment(**changes: str) -> dict[str, str]:
     """This process's environment without what would let a job find our packages or settings by accident."""
-    hidden, shown = ("SPARK_", "PYSPARK_", "PYTHON", "NIC_"), ("SPARK_SUBMIT_OPTS", "SPARK_DAEMON_JAVA_OPTS")
-    kept = {name: value for name, value in os.environ.items() if name in shown or not name.startswith(hidden)}
+    hidden = ("SPARK_", "PYSPARK_", "PYTHON", "NIC_")
+    kept = {name: value for name, value in os.environ.items() if name in JAVA_OPTIONS or not name.startswith(hidden)}
     return kept | changes
 
 

@@ -33,7 +33,7 @@ from jobs import caption_images
 from jobs.common import storage, tables
 from jobs.common.session import DELTA, exit_status
 from jobs.common.targets import FORMATS, PACKAGES
-from tests.e2e.cluster import Cluster, plain_environment, standalone_cluster, stop_group
+from tests.e2e.cluster import BRIEF, Cluster, plain_environment, standalone_cluster, stop_group
 from tests.e2e.havoc import KINDS, Havoc
 from tests.e2e.seaweed import BUCKETS, Seaweed, seaweed
 from tests.e2e.watching import Watcher, differences
@@ -48,7 +48,6 @@ IMAGES, WAVE = 60, 20
 EVENTS = 3  # in a seed, while its job runs
 RUNS = 10  # of the same command, at most
 RUN_SECONDS = 240
-BRIEF = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
 
 
 @dataclass
@@ -284,7 +283,6 @@ def find_place(
     settings = reading | {
         "spark.driver.memory": "1g",
         "spark.executor.memory": "512m",
-        # Who lives for a minute should not spend it on compiling.
         "spark.driver.extraJavaOptions": BRIEF,
         "spark.executor.extraJavaOptions": BRIEF,
         "spark.ui.enabled": "false",
