@@ -16,14 +16,17 @@ SIDES = frozenset({"left", "right"})
 
 
 class ImageViews(Dataset[torch.Tensor]):
-    """uint8 pixels (3, S, S) of each example: as they are where `view` is 0, else augmented by `seed` and `view`.
+    """uint8 pixels (3, S, S) of each example: as they are where `view` is 0, else augmented by `seed` and `view`, with
+    at least `least_area` of the photograph in view.
 
     A view depends on nothing but (seed, view, index): the number of workers and interruptions change nothing.
     Raises ValueError, naming the example, for an image that cannot be decoded.
     """
 
-    def __init__(self, examples: Sequence[Example], size: int, seed: int = 0, view: int = 0) -> None:
-        self.examples, self.size, self.seed, self.view = examples, size, seed, view
+    def __init__(
+        self, examples: Sequence[Example], size: int, seed: int = 0, view: int = 0, least_area: float = 0.7
+    ) -> None:
+        self.examples, self.size, self.seed, self.view, self.least_area = examples, size, seed, view, least_area
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -37,7 +40,8 @@ class ImageViews(Dataset[torch.Tensor]):
         if self.view == 0:
             return torch.from_numpy(images.resize(image, self.size))
         rng = np.random.default_rng((self.seed, self.view, index))
-        return torch.from_numpy(images.augment(image, self.size, rng, flip=not names_a_side(example.captions)))
+        flip = not names_a_side(example.captions)
+        return torch.from_numpy(images.augment(image, self.size, rng, flip, self.least_area))
 
 
 def names_a_side(captions: Sequence[str]) -> bool:

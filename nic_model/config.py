@@ -136,12 +136,21 @@ class TrainConfig(Config):
     select_by: str = option("cider", "dev score that the epoch to keep is chosen by", choices=("cider", "bleu_4"))
     patience: int = option(0, "a phase ends early after so many epochs without a better model; 0: never", least=0)
     views: int = option(
-        3, "views of each training image, all but one augmented, that frozen stages are computed for", least=1
+        3,
+        "views of each training image, all but one augmented, that frozen stages are computed for once; 0: a new view"
+        " in each epoch",
+        least=0,
     )
+    least_area: float = option(0.7, "least share of a training image's area that an augmented view shows", least=0.01)
     max_tokens: int = option(24, "words of a training caption beyond this many are cut", least=1)
     workers: int = option(0, "processes that decode images while fine-tuning", least=0)
     device: str = option("auto", "where to train", choices=DEVICES)
     precision: str = option("auto", "auto: bf16 on a GPU, fp32 on a CPU", choices=("auto", "fp32", "bf16"))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.least_area > 1:
+            raise ValueError(f"--least-area {self.least_area}: must be at most 1")
 
 
 @dataclass(frozen=True)

@@ -130,6 +130,17 @@ class Encoder(nn.Module):
         return stages
 
 
+class Lower(nn.Module):
+    """`encoder.lower` as a module."""
+
+    def __init__(self, encoder: Encoder, upper_stages: int) -> None:
+        super().__init__()
+        self.encoder, self.upper_stages = encoder, upper_stages
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.encoder.lower(pixels, self.upper_stages)
+
+
 def load_pretrained(encoder: Encoder, file: Path | None = None) -> Encoder:
     """Puts in weights trained on ImageNet: from `file` (a state dict: .safetensors or .pth), or from the package
     that carries them, or by download from where torchvision or timm keeps them.

@@ -86,13 +86,15 @@ def resize(image: Image.Image, size: int, box: tuple[float, float, float, float]
     return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
 
-def augment(image: Image.Image, size: int, rng: np.random.Generator, flip: bool) -> NDArray[np.uint8]:
+def augment(
+    image: Image.Image, size: int, rng: np.random.Generator, flip: bool, least_area: float = 0.7
+) -> NDArray[np.uint8]:
     """A random view, mild enough for the captions to stay true: uint8 (3, size, size).
 
-    It keeps 70% to 100% of the area at nearly the same aspect, changes brightness and contrast by up to 20%, and
-    mirrors every second view where `flip` allows it.
+    It keeps `least_area` (0 to 1) to all of the area at nearly the same aspect, changes brightness and contrast by up
+    to 20%, and mirrors every second view where `flip` allows it.
     """
-    area, aspect = rng.uniform(0.7, 1.0), np.exp(rng.uniform(-0.15, 0.15))
+    area, aspect = rng.uniform(least_area, 1.0), np.exp(rng.uniform(-0.15, 0.15))
     width = image.width * min(1.0, np.sqrt(area * aspect))
     height = image.height * min(1.0, np.sqrt(area / aspect))
     left, top = rng.uniform(0, image.width - width), rng.uniform(0, image.height - height)

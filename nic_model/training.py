@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -22,8 +22,9 @@ from nic_model.captioner import pick_device
 from nic_model.checkpoint import CaptionModel, save_model
 from nic_model.config import DecodeConfig, ModelConfig, TrainConfig
 from nic_model.datasets import Example
-from nic_model.encoder import load_pretrained
+from nic_model.encoder import Lower, load_pretrained
 from nic_model.features import Encode, FeatureCache, random_views, save_atomically
+from nic_model.halves import halve_pointwise
 from nic_model.model_files import ModelFiles
 from nic_model.scores import References, score
 from nic_model.search import DECODE_GREEDY, beam_search
@@ -72,6 +73,8 @@ class Training:
         self.average = AveragedModel(self.model, multi_avg_fn=ema, use_buffers=True)
         assert isinstance(self.average.module, CaptionModel)
         self.averaged = self.average.module.eval()
+        if self.bf16 and self.device.type == "cpu":
+            halve_pointwise(self.model.encoder)
         self.cache = FeatureCache(self.state_dir, self.device, self.config.workers)
         self.history: list[dict[str, Any]] = []
         self._dev_features: torch.Tensor | None = None
@@ -155,7 +158,7 @@ class Training:
         with tqdm(total=len(self.train), desc=name, unit="image", leave=False, mininterval=1) as progress:
             for indices, batch in zip(batches, inputs, strict=True):
                 batch = batch.to(self.device, non_blocking=True)
-                # On a CPU the backward pass of a depthwise convolution is faster in fp32.
+                # On a CPU the backward pass of a depthwise convolution is faster in fp32: see halve_pointwise.
                 with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16 and batch.is_cuda):
                     features = encode(batch) if encode else batch
                 with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
@@ -174,12 +177,11 @@ class Training:
         config, encoder, seed = self.config, self.model.encoder, hash((self.config.seed, epoch)) % 2**63
         if phase.encoder_rate is None:
             tuned = bool(self._rows_of(self.phases[1]))  # by then frozen stages hold other weights
-            return random_views(self._features("tuned" if tuned else "features"), seed, batches), None
+            return random_views(self._features("tuned" if tuned else "features", epoch), seed, batches), None
         if config.fine_tune_stages:
             upper = partial(encoder.upper, upper_stages=config.fine_tune_stages)
-            return random_views(self._hidden(), seed, batches), upper
-        views = ImageViews(self.train, self.model.config.image_size, config.seed, view=epoch + 1)
-        return load_views(views, batches, config.workers), encoder
+            return random_views(self._hidden(epoch), seed, batches), upper
+        return load_views(self._views(epoch + 1), batches, config.workers), encoder
 
     def _likelihood_step(self, indices: list[int], features: torch.Tensor) -> tuple[torch.Tensor, float, int]:
         """Loss of the images' captions; its value, and of how many words it is the mean."""
@@ -223,27 +225,32 @@ class Training:
         self.schedule.step()
         self.average.update_parameters(self.model)
 
-    def _hidden(self) -> list[torch.Tensor]:
+    def _hidden(self, epoch: int) -> list[torch.Tensor]:
         """What goes into the stages that fine-tuning trains: views (N, C, h, w)."""
         stages = self.config.fine_tune_stages
-        lower = partial(self.averaged.encoder.lower, upper_stages=stages)
-        return self.cache.views(
-            f"stages_{stages}", self.config.views, lambda view: self.cache.encode(self._views(view), lower)
-        )
+        lower = Lower(self.averaged.encoder, stages)
+        return self._kept(f"stages_{stages}", epoch, lambda view: self.cache.encode(self._views(view), lower))
 
-    def _features(self, name: str) -> list[torch.Tensor]:
+    def _features(self, name: str, epoch: int) -> list[torch.Tensor]:
         """What comes out of the encoder as it is now: views (N, D) or (N, P, D)."""
         stages, encoder = self.config.fine_tune_stages, self.averaged.encoder
 
         def compute(view: int) -> torch.Tensor:
-            if not stages:
+            if not stages or not self.config.views:
                 return self.cache.encode(self._views(view), encoder)
-            return self.cache.encode(self._hidden()[view], lambda batch: encoder.upper(batch.float(), stages))
+            return self.cache.encode(self._hidden(epoch)[view], lambda batch: encoder.upper(batch.float(), stages))
 
-        return self.cache.views(name, self.config.views, compute)
+        return self._kept(name, epoch, compute)
+
+    def _kept(self, name: str, epoch: int, compute: Callable[[int], torch.Tensor]) -> list[torch.Tensor]:
+        """The views that an epoch draws from: those kept, or one of its own; `compute` makes one."""
+        if self.config.views:
+            return self.cache.views(name, self.config.views, compute)
+        return [compute(epoch + 1)]  # 0 is the image as it is
 
     def _views(self, view: int) -> ImageViews:
-        return ImageViews(self.train, self.model.config.image_size, self.config.seed, view)
+        config = self.config
+        return ImageViews(self.train, self.model.config.image_size, config.seed, view, config.least_area)
 
     def _score(self, phase: Phase) -> tuple[dict[str, float], list[str]]:
         """The averaged model's scores (0 to 100) on the dev images, and its captions of them."""

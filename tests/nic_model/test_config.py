@@ -23,6 +23,7 @@ def test_json_both_ways(config: Config) -> None:
         (DecodeConfig, {"max_length": 0}, "--max-length 0: must be at least 1"),
         (DecodeConfig, {"length_penalty": float("nan")}, "--length-penalty nan: must be at least 0"),
         (DecodeConfig, {"beam_size": 3, "alternatives": 3}, "--alternatives 3: must be below the beam size, 3"),
+        (TrainConfig, {"least_area": 1.5}, "--least-area 1.5: must be at most 1"),
         (DecodeConfig, {"min_length": 21}, "--min-length 21: must be at most --max-length, 20"),
         (DecodeConfig, {"beem_size": 3}, "DecodeConfig has no beem_size; it has alternatives, beam_size"),
         (ModelConfig, {"decoder": "transformer"}, "--decoder transformer: allowed are show_tell"),

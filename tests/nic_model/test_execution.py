@@ -8,7 +8,8 @@ import torch
 
 from nic_model.checkpoint import CaptionModel
 from nic_model.config import DecodeConfig
-from nic_model.execution import OpenVino, PyTorch, make_execution
+from nic_model.encoder import Lower
+from nic_model.execution import OpenVino, PyTorch, hasten, make_execution
 from nic_model.search import beam_search
 from nic_model.vocabulary import Vocabulary
 from tests.tiny import CONFIG, WORDS, tiny_model
@@ -61,6 +62,23 @@ def test_half_precision_is_near() -> None:
     (right_annotations, _), (right_hidden, _) = model.decoder.start(model.encoder(pixels))
     torch.testing.assert_close(annotations, right_annotations, atol=0.3, rtol=0.1)
     torch.testing.assert_close(hidden, right_hidden, atol=0.1, rtol=0.1)
+
+
+@torch.inference_mode()
+def test_an_encoder_alone_is_hastened() -> None:
+    lower, pixels = Lower(model_of("resnet18").encoder, 2), colours(9)
+    fast = hasten(lower, pixels[:4])
+    assert fast is not lower
+    for n in (9, 1):
+        found, right = fast(pixels[:n]), lower(pixels[:n])
+        assert found.shape == right.shape
+        assert 0 < (found - right).norm() < 0.02 * right.norm()
+
+
+def test_without_openvino_an_encoder_is_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    encoder = tiny_model().encoder
+    assert hasten(encoder, colours(3)) is encoder
 
 
 class OnlyPairs(torch.nn.Module):

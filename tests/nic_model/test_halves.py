@@ -7,7 +7,7 @@ from torch import nn
 from nic_model.config import ModelConfig
 from nic_model.encoder import Encoder
 from nic_model.execution import PyTorch
-from nic_model.halves import fold_batch_norm, halve
+from nic_model.halves import fold_batch_norm, halve, halve_pointwise
 from tests.nic_model.test_execution import CPU, colours, model_of
 
 
@@ -41,6 +41,21 @@ def test_batch_norms_are_folded(name: str, decoder: str) -> None:
     assert norms(folded) == 0 < before == norms(encoder)
     torch.testing.assert_close(folded(pixels), right, rtol=1e-3, atol=1e-3 * right.abs().max().item())
     assert encoder(pixels).equal(right)
+
+
+def test_only_pointwise_convolutions_are_halved_in_training() -> None:
+    plain, halved = trained("tinynet_e", "show_tell"), trained("tinynet_e", "show_tell")
+    halve_pointwise(halved)
+    changed = {module for module in halved.modules() if "forward" in vars(module)}
+    assert {module.kernel_size for module in changed} == {(1, 1)}
+    outputs, gradients = [], []
+    for encoder in (plain, halved):
+        features = encoder(colours(3))
+        features.square().mean().backward()
+        outputs.append(features.detach())
+        gradients.append(torch.cat([p.grad.flatten() for p in encoder.convolutions(2)]))
+    for found, right in (outputs[::-1], gradients[::-1]):
+        assert 0 < (found - right).norm() < 0.1 * right.norm()
 
 
 class Twice(nn.Module):

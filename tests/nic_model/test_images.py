@@ -141,6 +141,26 @@ def test_views_repeat_and_differ() -> None:
     assert not np.array_equal(views[0], views[2])
 
 
+@pytest.mark.parametrize("least_area", [0.3, 1.0])
+def test_views_show_at_least_so_much(least_area: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = []
+    resize = images.resize
+
+    def noted(image: Image.Image, size: int, box: tuple[float, float, float, float]) -> np.ndarray:
+        left, top, right, bottom = box
+        assert 0 <= left <= right <= image.width
+        assert 0 <= top <= bottom <= image.height
+        shown.append((right - left) * (bottom - top) / (image.width * image.height))
+        return resize(image, size, box)
+
+    monkeypatch.setattr(images, "resize", noted)
+    for seed in range(40):
+        images.augment(picture(), SIZE, np.random.default_rng(seed), True, least_area)
+    # A crop wider or higher than the photograph is cut, by what the aspect may change: a factor of exp(0.15 / 2).
+    assert least_area * 0.92 < min(shown) < least_area + 0.1
+    assert max(shown) > 0.9
+
+
 def test_views_without_flip_keep_left_and_right() -> None:
     for seed in range(20):
         view = images.augment(picture(), SIZE, np.random.default_rng(seed), flip=False).astype(int)

@@ -30,6 +30,12 @@ def test_attention_sums_to_one_over_the_grid(kind: str, training: bool) -> None:
         torch.testing.assert_close(looked.sum(1), torch.ones(len(looked)))
 
 
+def test_gradients_of_repeated_readings_add_up() -> None:
+    decoder = attending("soft", dropout=0.0).double()
+    features = features_for(decoder, 2).double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda each: decoder(each, CAPTIONS), features)
+
+
 def test_context_is_of_what_is_looked_at() -> None:
     """What stands in a cell that has no weight changes nothing."""
     decoder = attending("soft")
