@@ -203,7 +203,7 @@ class ShowAttendTell(nn.Module):
 
 class _Reads:
     """The first rows of a large tensor, read again and again. The gradients of all readings are added up in one place,
-    where autograd would make each as large as the whole tensor first: a fifth of a training step's time."""
+    where autograd would make each as large as the whole tensor first."""
 
     def __init__(self, whole: torch.Tensor) -> None:
         self._sum: list[torch.Tensor] = []
