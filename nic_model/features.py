@@ -46,7 +46,7 @@ class FeatureCache:
             tqdm(total=n, desc="encoding", unit="image", leave=False, mininterval=1) as progress,
         ):
             for batch in load_views(inputs, batches, self.workers):
-                if isinstance(encode, nn.Module) and self.device.type == "cpu":
+                if not at and isinstance(encode, nn.Module) and self.device.type == "cpu":
                     encode = hasten(encode, batch)
                 # bf16 is as exact as what is kept, and faster.
                 with torch.autocast(self.device.type, dtype=torch.bfloat16):
