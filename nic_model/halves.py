@@ -28,8 +28,8 @@ def halve(encoder: Encoder, dtype: torch.dtype) -> Encoder:
 
 
 def halve_pointwise(encoder: Encoder) -> None:
-    """Lets the 1 x 1 convolutions of `encoder` multiply in bf16, forward and backward, which a CPU does several times
-    faster; the others, whose backward passes are slower in it, and all sums stay in float32."""
+    """Lets 1 x 1 convolutions of `encoder` multiply in bf16, forward and backward, as a CPU that has it does faster;
+    the others, whose backward passes are slower in it, and all sums stay in float32."""
     for module in encoder.modules():
         if not isinstance(module, nn.Conv2d) or module.groups > 1 or module.bias is not None:
             continue
