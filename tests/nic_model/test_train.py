@@ -99,11 +99,11 @@ def test_it_learns(folder: Path) -> None:
     ("stages", "settings"),
     [
         (0, {}),
-        (2, {"views": 0}),
         (2, {"decoder": "show_attend_tell", "scheduled_sampling": 0.3, "self_critical_encoder_learning_rate": 1e-3}),
-        (2, {"decoder": "show_attend_tell", "attention": "hard", "baseline": "greedy", "likelihood_weight": 0.2}),
+        (2, {"decoder": "show_attend_tell", "attention": "hard", "baseline": "greedy", "likelihood_weight": 0.2,
+             "views": 0}),
     ],
-)
+)  # fmt: skip
 def test_resumed_is_uninterrupted(
     folder: Path, stages: int, settings: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
