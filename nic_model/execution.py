@@ -1,4 +1,5 @@
-"""How a model is run for search: a decoder whose features are pixels, by PyTorch or, on a CPU, compiled by OpenVINO."""
+"""How a model is run for search: a decoder whose features are pixels, by PyTorch or, on a CPU, compiled by OpenVINO;
+and how training runs what it does not train."""
 
 import logging
 import warnings

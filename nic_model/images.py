@@ -87,7 +87,7 @@ def resize(image: Image.Image, size: int, box: tuple[float, float, float, float]
 
 
 def augment(
-    image: Image.Image, size: int, rng: np.random.Generator, flip: bool, least_area: float = 0.7
+    image: Image.Image, size: int, rng: np.random.Generator, flip: bool, least_area: float
 ) -> NDArray[np.uint8]:
     """A random view, mild enough for the captions to stay true: uint8 (3, size, size).
 

@@ -229,6 +229,8 @@ class _Sum(torch.autograd.Function):
 
 
 class _First(torch.autograd.Function):
+    """Adds its gradient to `total` in place of passing it on."""
+
     @staticmethod
     def forward(ctx: Any, whole: torch.Tensor, size: int, total: list[torch.Tensor]) -> torch.Tensor:
         ctx.size, ctx.shape, ctx.total = size, whole.shape, total
