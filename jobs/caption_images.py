@@ -33,7 +33,7 @@ from jobs.common.captioning import (
 from jobs.common.files import Folder, lease
 from jobs.common.gpus import check_gpu_here, check_gpus
 from jobs.common.logs import Logging
-from jobs.common.outcome import Outcome
+from jobs.common.outcome import Outcome, observe
 from jobs.common.progress import Progress
 from jobs.common.session import build_session, complain, exit_status, say, systemic
 from jobs.common.sources import Source, find_source, reaching
@@ -148,10 +148,7 @@ def _run_waves(
 ) -> Outcome:
     config, captioning, outcome = job.config, job.captioning, Outcome()
     images = job.source.read(spark)
-    existing = target.read()  # refuses what is no table of captions
-    target.create()
-    if existing is not None:
-        existing = target.read()  # which may have more columns now
+    existing = target.open()
     size = config.wave_size or waves.IMAGES_PER_CORE * spark.sparkContext.defaultParallelism
     if config.mode == "overwrite":
         existing, size = None, sys.maxsize  # what is replaced at once is one wave
@@ -168,8 +165,9 @@ def _run_waves(
         progress.begin_wave(wave.size)
         # In Parquet each commit that is replaced is a wave of its own; they are captioned together.
         name = f"{captioning.run_id}-{number:05}{'-together' if len(wave.replaces) > 1 else ''}"
-        rows = target.stage(transform(plan.read(wave), captioning, caption), name)
-        counts = outcome.add(rows)
+        observed, captioned = observe(transform(plan.read(wave), captioning, caption))
+        rows = target.stage(captioned, name)
+        counts = outcome.add(observed, rows)
         check()
         if config.mode == "overwrite":
             target.overwrite(rows)

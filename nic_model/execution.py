@@ -25,7 +25,7 @@ TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.2, torch.bfloat16: 0.2}
 HINTS = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
 
 # Images that a CPU encodes at once: what the layers of more hand on to each other does not stay in its cache.
-ENCODED = 4
+ENCODED = 2
 
 
 def make_execution(

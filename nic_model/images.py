@@ -9,10 +9,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from torch.nn import functional
 
 # Decoded, a photograph takes 4 bytes a pixel and the conversion to RGB a second copy: 100 megapixels, the largest
 # that cameras make, stay below 1 GiB.
 MAX_PIXELS = 105_000_000
+
+# An image up to this size is resized by PyTorch, which does what Pillow does, but for the last bit of some values, in a
+# third of the time and with two more copies of it.
+WHOLE_PIXELS = 4_000_000
 
 # Formats that people caption. Pillow knows some forty more, several of them rarely used code that parses hostile
 # bytes, or programs in disguise (EPS runs Ghostscript).
@@ -81,6 +86,10 @@ def open_rgb(content: bytes, size: int, max_pixels: int = MAX_PIXELS) -> tuple[I
 
 def resize(image: Image.Image, size: int, box: tuple[float, float, float, float] | None = None) -> NDArray[np.uint8]:
     """`box` (left, top, right, bottom in pixels; all by default) squeezed to uint8 (3, size, size)."""
+    if image.size != (size, size) and box is None and image.width * image.height <= WHOLE_PIXELS:
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).unsqueeze(0)
+        squeezed = functional.interpolate(pixels, (size, size), mode="bicubic", antialias=True)[0]
+        return squeezed.contiguous().numpy()
     if image.size != (size, size) or box is not None:
         image = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
     return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))

@@ -26,7 +26,8 @@ from jobs.common.udfs import StatusCounts, describe
 
 logger = logging.getLogger("jobs.progress")
 
-POLL_SECONDS = 1.0
+SHOW_SECONDS = 1.0
+ASK_SECONDS = 5.0  # heartbeats come every 10 s from each executor, and asking takes the driver some of a core
 LOG_SECONDS = 300.0  # without a terminal, a line so often while a wave goes on
 LOOKING = "looking for images to caption"
 LINE = "{percentage:3.0f}%|{bar}| {n_fmt} of {total_fmt}, {rate_noinv_fmt}, {remaining} left{postfix}"
@@ -92,8 +93,11 @@ class Progress:
         return self._committed.total() + max(running, ended.total()), self._committed + ended
 
     def _watch(self, done: threading.Event) -> None:
-        while not done.wait(POLL_SECONDS):
-            committed, running = self._committed.total(), running_rows(self._spark)
+        asked, committed, running = time.monotonic(), 0, 0
+        while not done.wait(SHOW_SECONDS):
+            if time.monotonic() - asked >= ASK_SECONDS:
+                committed, running = self._committed.total(), running_rows(self._spark)
+                asked = time.monotonic()
             with self._lock:
                 if committed != self._committed.total():
                     running = 0  # those rows have been committed meanwhile

@@ -324,7 +324,7 @@ def append_run(spark: SparkSession, captions: str, values: dict[str, Any]) -> No
     unknown = set(row) - set(RUNS.names)
     assert not unknown, unknown
     table = spark.createDataFrame([tuple(row.get(name) for name in RUNS.names)], RUNS)
-    write_table(table, beside(captions, "runs"), "append")
+    write_table(table.coalesce(1), beside(captions, "runs"), "append", rebalance=False)
 
 
 def beside(location: str, name: str) -> str:

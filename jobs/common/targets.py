@@ -38,13 +38,10 @@ class Target:
     location: str
     staging: Folder
 
-    def read(self) -> DataFrame | None:
+    def open(self) -> DataFrame | None:
         """The rows as CAPTIONS, whatever version wrote them, and `commit`: what a wave that replaces a row has to name.
-        None where there is no table yet. Raises ValueError where it is another table."""
-        raise NotImplementedError
-
-    def create(self) -> None:
-        """Makes the table where there is none; adds the columns that it lacks."""
+        None where there was no table: it is made now, or given the columns that it lacks. Raises ValueError, and
+        changes nothing, where it is another table."""
         raise NotImplementedError
 
     def commit(self, rows: DataFrame, name: str, replaces: Collection[str]) -> None:
@@ -80,7 +77,13 @@ class ParquetTarget(Target):
             raise ValueError(f"--captions {self.location}: is partitioned, which a Parquet table of captions is not")
         return Folder(self.spark, about["Location"])
 
-    def read(self) -> DataFrame | None:
+    def open(self) -> DataFrame | None:
+        rows = self._read()
+        if tables.is_table_name(self.location):
+            tables.create(self.spark, self.location, tables.CAPTIONS, "parquet")
+        return rows
+
+    def _read(self) -> DataFrame | None:
         folder = self._folder()
         if folder is None or not folder.names():
             return None
@@ -90,10 +93,6 @@ class ParquetTarget(Target):
         # Files of an earlier version lack columns: by the whole schema, these are null.
         rows = self.spark.read.schema(tables.CAPTIONS).parquet(folder.location)
         return rows.withColumn("commit", F.col("_metadata.file_name"))
-
-    def create(self) -> None:
-        if tables.is_table_name(self.location):
-            tables.create(self.spark, self.location, tables.CAPTIONS, "parquet")
 
     def commit(self, rows: DataFrame, name: str, replaces: Collection[str]) -> None:
         folder = self._folder()
@@ -153,18 +152,20 @@ class TransactionTarget(Target):
             return bool(self.spark.catalog.tableExists(self.location))
         return Folder(self.spark, self.location).exists("_delta_log")
 
-    def read(self) -> DataFrame | None:
+    def open(self) -> DataFrame | None:
+        there = self._read() is not None
+        tables.create(self.spark, self._name, tables.CAPTIONS, self.format)
+        provider = tables.describe(self.spark, self._name).get("Provider", self.format)
+        if provider.lower() != self.format:
+            raise ValueError(f"--captions {self.location}: is a table of format {provider}; choose it by --format")
+        return self._read() if there else None  # which may have more columns now
+
+    def _read(self) -> DataFrame | None:
         if not self._exists():
             return None
         rows = tables.read_table(self.spark, self.location, tables.FIRST_CAPTIONS, "--captions")
         absent = {f.name: F.lit(None).cast(f.dataType) for f in tables.CAPTIONS if f.name not in rows.columns}
         return rows.withColumns(absent).select(*tables.CAPTIONS.names, F.lit("table").alias("commit"))
-
-    def create(self) -> None:
-        tables.create(self.spark, self._name, tables.CAPTIONS, self.format)
-        provider = tables.describe(self.spark, self._name).get("Provider", self.format)
-        if provider.lower() != self.format:
-            raise ValueError(f"--captions {self.location}: is a table of format {provider}; choose it by --format")
 
     def commit(self, rows: DataFrame, name: str, replaces: Collection[str]) -> None:
         columns = ", ".join(tables.CAPTIONS.names)

@@ -26,7 +26,9 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
@@ -74,9 +76,10 @@ def seconds_of(work: Callable[[], object]) -> float:
     return time.monotonic() - started
 
 
-def run_job(spark: SparkSession, options: argparse.Namespace, images: Path, captions: Path) -> None:
-    """What jobs/caption_images.py does once Spark has started, from listing to the commit."""
-    arguments = ["--images", str(images), "--captions", str(captions), "--mode", "overwrite", "--device", "cpu"]
+def run_job(spark: SparkSession, options: argparse.Namespace, images: Path, folder: Path) -> None:
+    """What jobs/caption_images.py does once Spark has started, from listing to the commit of a table in `folder`."""
+    captions = folder / f"captions-{uuid.uuid4().hex}"
+    arguments = ["--images", str(images), "--captions", str(captions), "--device", "cpu"]
     arguments += ["--model", str(options.model), "--precision", options.precision]
     arguments += ["--beam-size", str(DECODING.beam_size), "--length-penalty", str(DECODING.length_penalty)]
     if options.batch_size:
@@ -94,10 +97,12 @@ def parts(options: argparse.Namespace, spark: SparkSession, folder: Path) -> dic
     given = {"batch_size": options.batch_size} if options.batch_size else {}
     captioners = [Captioner(model, DECODING, "cpu", options.precision, **given) for _ in range(CORES)]
 
-    def decode_all(name: str) -> np.ndarray:
+    def decoded(name: str) -> Iterator[np.ndarray]:
         contents = pq.read_table(folder / name, columns=["content"])["content"].to_pylist()
+        step = CORES * captioners[0].batch_size
         with ThreadPoolExecutor(CORES) as pool:
-            return np.stack(list(pool.map(lambda content: decode(content, size).rgb, contents)))
+            for at in range(0, len(contents), step):
+                yield np.stack(list(pool.map(lambda content: decode(content, size).rgb, contents[at : at + step])))
 
     def search_all(name: str) -> None:
         idle = SimpleQueue[Captioner]()
@@ -112,7 +117,7 @@ def parts(options: argparse.Namespace, spark: SparkSession, folder: Path) -> dic
         with ThreadPoolExecutor(CORES) as pool:
             list(pool.map(search, pixels[name].split(captioners[0].batch_size)))
 
-    pixels = {name: torch.from_numpy(decode_all(name)) for name in ("few.parquet", "all.parquet")}
+    pixels = {name: torch.from_numpy(np.concatenate(list(decoded(name)))) for name in ("few.parquet", "all.parquet")}
 
     def recipe(make: Callable[..., Column], bf16: bool = False) -> Callable[[str], object]:
         caption = make(options.model, options.recipe_batch_size, bf16).alias("caption")
@@ -125,8 +130,8 @@ def parts(options: argparse.Namespace, spark: SparkSession, folder: Path) -> dic
 
     return {
         "search": search_all,
-        "decode": decode_all,
-        "job": lambda name: run_job(spark, options, folder / name, folder / "captions"),
+        "decode": lambda name: deque(decoded(name), maxlen=0),
+        "job": lambda name: run_job(spark, options, folder / name, folder),
         "pandas_udf": recipe(with_pandas_udf),
         "predict": recipe(with_predict_batch_udf),
         "pandas_udf_bf16": recipe(with_pandas_udf, bf16=True),

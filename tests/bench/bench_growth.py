@@ -26,6 +26,7 @@ from jobs.common.session import build_session
 from tests.e2e.cluster import standalone_cluster
 
 MIB = 1024 * 1024
+SECONDS = 10.0  # between looks at memory, each of which stops what it looks at for a moment
 
 
 @contextmanager
@@ -34,7 +35,7 @@ def watched(workers: list[psutil.Process], most: list[float]) -> Iterator[None]:
     done = threading.Event()
 
     def watch() -> None:
-        while not done.wait(2.0):
+        while not done.wait(SECONDS):
             for number, worker in enumerate(workers):
                 held = 0
                 for process in worker.children(recursive=True):
@@ -87,8 +88,8 @@ def run(options: argparse.Namespace, n_workers: int, rows: int, folder: Path) ->
         spark = build_session("bench")
         most = [0.0] * n_workers
         with watched(workers, most):
-            started = seconds_of(lambda: run_job(spark, options, folder / "few.parquet", folder / "captions"))
-            seconds = seconds_of(lambda: run_job(spark, options, folder / "all.parquet", folder / "captions"))
+            started = seconds_of(lambda: run_job(spark, options, folder / "few.parquet", folder))
+            seconds = seconds_of(lambda: run_job(spark, options, folder / "all.parquet", folder))
         spark.stop()
     moved = shuffled(folder / "events")
     print(f"{n_workers:8}{rows:9}{rows / seconds:10.1f}{1000 * seconds / rows:14.2f}{started:12.1f}", end="")

@@ -74,7 +74,7 @@ def main() -> None:
             rows.select("path", caption).write.parquet(str(folder / "recipe"), mode="overwrite")
 
         def job(files: Path) -> None:
-            run_job(spark, options, files, folder / "captions")
+            run_job(spark, options, files, folder)
 
         started = seconds_of(lambda: job(few))
         job_rate = options.rows / seconds_of(lambda: job(every))
