@@ -39,7 +39,7 @@ def beam_search(decoder: Decoder, features: Any, config: DecodeConfig) -> list[l
     memory, state = decoder.start(features)
     beam, n_images = config.beam_size, len(state[0])
     found: list[list[Hypothesis]] = [[] for _ in range(n_images)]
-    beams, state = _begin(state, config)
+    beams = _Beams.at_start(n_images, config, state[0].device)
     for length in range(config.max_length + 1):
         if len(beams.images) == 0:
             break
@@ -59,32 +59,28 @@ def beam_search(decoder: Decoder, features: Any, config: DecodeConfig) -> list[l
 def search_to_the_end(decoder: Decoder, memory: Memory, state: State, config: DecodeConfig) -> "Ended":
     """As beam_search does, from what `decoder.start` gave, but with all images to the last word: what is done, and on
     which sizes, does not depend on what is found, so that nothing waits for a GPU, and a CUDA graph can record it."""
-    beams, state = _begin(state, config)
+    beams = _Beams.at_start(len(state[0]), config, state[0].device)
     for length in range(config.max_length + 1):
         source, state = _advance(decoder, beams, state, memory, length, config)
         state = tuple(part[source.flatten()] for part in state)
     return beams.ended()
 
 
-def _begin(state: State, config: DecodeConfig) -> tuple["_Beams", State]:
-    beams = _Beams.at_start(len(state[0]), config, state[0].device)
-    return beams, tuple(part.repeat_interleave(config.beam_size, dim=0) for part in state)
-
-
 def _advance(
     decoder: Decoder, beams: "_Beams", state: State, memory: Memory, length: int, config: DecodeConfig
 ) -> tuple[torch.Tensor, State]:
     """Takes `beams` a word further than `length`. Returns which rows (B, K) of the state, also returned, are theirs."""
-    beam = config.beam_size
+    before = beams.scores.shape[1]
     logits, state = decoder.step(beams.last.flatten(), state, memory)
     best, parents, tokens = _candidates(logits, beams, length, config)
     candidates = beams.words[beams.rows, parents]
     candidates[:, :, length] = tokens
     beams.end(best, tokens, candidates, length + 1, config.length_penalty)
-    best, chosen = best.masked_fill(tokens == EOS, -torch.inf).topk(beam, dim=1)
+    going_on = best.masked_fill(tokens == EOS, -torch.inf)
+    best, chosen = going_on.topk(min(config.beam_size, going_on.shape[1]), dim=1)
     parents = parents.gather(1, chosen)
     beams.scores, beams.last, beams.words = best, tokens.gather(1, chosen), candidates[beams.rows, chosen]
-    return beams.rows * beam + parents, state
+    return beams.rows * before + parents, state
 
 
 LEAVE = 7 / 8  # finished images leave the batch once no more than this share of it goes on
@@ -111,34 +107,34 @@ class Ended:
 
 @dataclass
 class _Beams:
-    """The hypotheses of the images still searched: tensors with a row for each image, best hypotheses first."""
+    """The hypotheses of the images still searched: tensors with a row for each image, best hypotheses first. K is 1
+    before the first word, all being equal then."""
 
     images: torch.Tensor  # (B,) int64: which of the images
     rows: torch.Tensor  # (B, 1) int64: 0, 1, ..., to index with
     scores: torch.Tensor  # (B, K): log p
     last: torch.Tensor  # (B, K) int64: their last words
     words: torch.Tensor  # (B, K, T) int64
-    ended_scores: torch.Tensor  # (B, K): normalised, of the K best that have ended
-    ended_log_probs: torch.Tensor  # (B, K)
-    ended_words: torch.Tensor  # (B, K, T) int64
-    n_ended: torch.Tensor  # (B,) int64: how many have ended, which may be more than K
+    ended_scores: torch.Tensor  # (B, beam size): normalised, of the best that have ended
+    ended_log_probs: torch.Tensor  # (B, beam size)
+    ended_words: torch.Tensor  # (B, beam size, T) int64
+    n_ended: torch.Tensor  # (B,) int64: how many have ended, which may be more than the beam size
 
     @classmethod
     def at_start(cls, n_images: int, config: DecodeConfig, device: torch.device) -> Self:
         images = torch.arange(n_images, device=device)
-        last = torch.full((n_images, config.beam_size), SOS, device=device)
+        rows = images.unsqueeze(1)
         words = torch.full((n_images, config.beam_size, config.max_length + 1), PAD, device=device)
-        nothing = torch.full(last.shape, -torch.inf, device=device)
-        scores = nothing.clone()
-        scores[:, 0] = 0.0  # only the first of the K equal beams counts, or all would stay equal
-        return cls(images, images.unsqueeze(1), scores, last, words, nothing, nothing, words, torch.zeros_like(images))
+        scores, last = torch.zeros(rows.shape, device=device), torch.full_like(rows, SOS)
+        nothing = torch.full(words.shape[:2], -torch.inf, device=device)
+        return cls(images, rows, scores, last, words[:, :1], nothing, nothing, words, torch.zeros_like(images))
 
     def end(
         self, best: torch.Tensor, tokens: torch.Tensor, candidates: torch.Tensor, n_tokens: int, penalty: float
     ) -> None:
         """Takes note of those of `candidates` (B, N, T), with log p `best` (B, N), whose last of `tokens` is an end.
-        An end counts where it is among the K best, for an image that is not done."""
-        beam = self.scores.shape[1]
+        An end counts where it is among the best of a beam, for an image that is not done."""
+        beam = self.ended_scores.shape[1]
         rank = torch.arange(best.shape[1], device=best.device)
         ends = (tokens == EOS) & best.isfinite() & (rank < beam) & (self.n_ended < beam).unsqueeze(1)
         normalised = (best / n_tokens**penalty).masked_fill(~ends, -torch.inf)
@@ -160,13 +156,13 @@ def _candidates(
     logits: torch.Tensor, beams: _Beams, length: int, config: DecodeConfig
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Of the hypotheses of `length` words, whose next have `logits` (B * K, V), the best continuations: log p
-    (B, N), the hypothesis 0..K - 1 that they go on from, and the word. N is 2K: at most K of them end (one for each
-    beam), so at least K are left to go on."""
-    batch, beam = beams.scores.shape
-    logits = logits.float().view(batch, beam, -1)
+    (B, N), the hypothesis 0..K - 1 that they go on from, and the word. N is twice the beam size: at most K of them end
+    (one for each hypothesis), so enough are left to go on."""
+    wanted = 2 * config.beam_size
+    logits = logits.float().view(*beams.scores.shape, -1)
     scores = beams.scores - logits.logsumexp(dim=2)  # the softmax's denominator; words that are never written count
     if length == config.max_length:
-        best, parents = (scores + logits[:, :, EOS]).topk(beam, dim=1)
+        best, parents = (scores + logits[:, :, EOS]).topk(scores.shape[1], dim=1)
         return best, parents, torch.full_like(parents, EOS)
     for never in (PAD, SOS, UNK):  # one by one: a list would be sent to the device, which is waited for
         logits[:, :, never] = -torch.inf
@@ -174,10 +170,10 @@ def _candidates(
         logits[:, :, EOS] = -torch.inf
     if config.block_ngrams:
         logits.masked_fill_(_repeating(beams.words[:, :, :length], config.block_ngrams, logits.shape[2]), -torch.inf)
-    # The 2K best of all are among the 2K best of each.
-    top, tokens = logits.topk(min(2 * beam, logits.shape[2]), dim=2)
+    # The best of all are among as many best of each.
+    top, tokens = logits.topk(min(wanted, logits.shape[2]), dim=2)
     totals = (scores.unsqueeze(2) + top).flatten(1)
-    best, flat = totals.topk(min(2 * beam, totals.shape[1]), dim=1)
+    best, flat = totals.topk(min(wanted, totals.shape[1]), dim=1)
     return best, flat // top.shape[2], tokens.flatten(1).gather(1, flat)
 
 
