@@ -14,8 +14,10 @@ help:  ## explain these targets
 setup:  ## make the environment .venv, or bring it up to requirements.lock
 	@./spark-submit.sh --setup
 
+# Most tests wait for processes to start more than they compute. A file's tests share Spark sessions and servers.
+SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
 test: setup  ## run the tests; ARGS="-k cluster" selects some
-	"$(PYTHON)" -m pytest $(ARGS)
+	"$(PYTHON)" -m pytest $(SIDE_BY_SIDE) $(ARGS)
 
 lint: setup  ## ruff, mypy and shellcheck, changing nothing
 	"$(PYTHON)" -m ruff check .
