@@ -8,9 +8,10 @@ part after part, round after round, and prints the best round of each:
     search      already decoded pixels to captions, one process, a captioner for each core
     decode      encoded images to pixels, one process, a thread a core
     job         jobs/caption_images.py from a Parquet file to a committed table, start-up told apart
-    pandas_udf  an iterator pandas UDF: Pillow, then the same model and search in eager PyTorch
+    pandas_udf  an iterator pandas UDF: Pillow, then the same model in eager PyTorch and a plain beam search
     predict     predict_batch_udf likewise
-    *_bf16      the same two with bf16, which changes captions
+    *_search    the same two with this project's search
+    *_bf16      with this, and bf16, which changes captions
 
 The recipes compute what the job computes, on the first --recipe-rows of the images, and time their start-up apart too.
 
@@ -51,7 +52,14 @@ from nic_model.images import decode  # noqa: E402
 from nic_model.metrics.bleu import corpus_bleu  # noqa: E402
 from nic_model.metrics.tokenizer import tokenize  # noqa: E402
 from nic_model.model_files import ModelFiles  # noqa: E402
-from tests.bench.recipes import DECODING, captions_of, eager, with_pandas_udf, with_predict_batch_udf  # noqa: E402
+from tests.bench.recipes import (  # noqa: E402
+    DECODING,
+    How,
+    captions_of,
+    eager,
+    with_pandas_udf,
+    with_predict_batch_udf,
+)
 
 FEW = 64  # images that start Python workers and load models
 CORES = os.cpu_count() or 1
@@ -119,8 +127,8 @@ def parts(options: argparse.Namespace, spark: SparkSession, folder: Path) -> dic
 
     pixels = {name: torch.from_numpy(np.concatenate(list(decoded(name)))) for name in ("few.parquet", "all.parquet")}
 
-    def recipe(make: Callable[..., Column], bf16: bool = False) -> Callable[[str], object]:
-        caption = make(options.model, options.recipe_batch_size, bf16).alias("caption")
+    def recipe(make: Callable[..., Column], how: How) -> Callable[[str], object]:
+        caption = make(options.model, options.recipe_batch_size, how).alias("caption")
 
         def run(name: str) -> None:
             rows = spark.read.parquet(str(folder / name.replace("all", "some"))).repartition(4 * CORES)
@@ -132,10 +140,12 @@ def parts(options: argparse.Namespace, spark: SparkSession, folder: Path) -> dic
         "search": search_all,
         "decode": lambda name: deque(decoded(name), maxlen=0),
         "job": lambda name: run_job(spark, options, folder / name, folder),
-        "pandas_udf": recipe(with_pandas_udf),
-        "predict": recipe(with_predict_batch_udf),
-        "pandas_udf_bf16": recipe(with_pandas_udf, bf16=True),
-        "predict_bf16": recipe(with_predict_batch_udf, bf16=True),
+        "pandas_udf": recipe(with_pandas_udf, How()),
+        "predict": recipe(with_predict_batch_udf, How()),
+        "pandas_udf_search": recipe(with_pandas_udf, How(our_search=True)),
+        "predict_search": recipe(with_predict_batch_udf, How(our_search=True)),
+        "pandas_udf_bf16": recipe(with_pandas_udf, How(bf16=True, our_search=True)),
+        "predict_bf16": recipe(with_predict_batch_udf, How(bf16=True, our_search=True)),
     }
 
 
@@ -228,11 +238,11 @@ def report(options: argparse.Namespace, starts: dict[str, float], best: dict[str
     if {"search", "decode", "job"} <= best.keys():
         allowed = 1 / (1 / rates["search"] + 1 / rates["decode"])
         print(f"search and decode in turn allow {allowed:.1f}; job / allowed {rates['job'] / allowed:.2f}")
-    for precision in ("fp32", "bf16"):
-        of = [name for name in recipes if name.endswith("bf16") == (precision == "bf16")]
+    for ends, what in (("", ""), ("_search", " with this project's search"), ("_bf16", " with this and bf16")):
+        of = [name for name in (f"pandas_udf{ends}", f"predict{ends}") if name in best]
         if of and "job" in best:
             better = max(of, key=lambda name: rates[name])
-            print(f"job / better recipe in {precision}, {better}: {rates['job'] / rates[better]:.2f}")
+            print(f"job / better recipe{what}, {better}: {rates['job'] / rates[better]:.2f}")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from PIL import Image
 from nic_model.captioner import Captioner
 from nic_model.images import decode
 from nic_model.model_files import ModelFiles
-from tests.bench.recipes import DECODING, captions_of, eager, plainly_decoded, with_pandas_udf
+from tests.bench.recipes import DECODING, How, captions_of, eager, plainly_decoded, with_pandas_udf
 
 WIDTH, HEIGHT = 4000, 3000
 
@@ -67,7 +67,7 @@ def main() -> None:
                 return len(some) / seconds_of(lambda: list(pool.map(decode_one, some)))  # type: ignore[arg-type]
 
         spark = start_spark()
-        caption = with_pandas_udf(options.model, 32, bf16=False).alias("caption")
+        caption = with_pandas_udf(options.model, 32, How()).alias("caption")
 
         def recipe(files: Path) -> None:
             rows = spark.read.format("binaryFile").load(str(files))

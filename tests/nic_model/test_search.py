@@ -8,6 +8,7 @@ from nic_model.config import DecodeConfig
 from nic_model.search import Hypothesis, beam_search, log_probs_of, sample, search_to_the_end
 from nic_model.show_tell import Captions, ShowTell
 from nic_model.vocabulary import EOS, PAD, SOS, UNK
+from tests.bench.recipes import plain_beam_search
 from tests.decoders import Decoder, decoder_of, features_for
 
 SPECIAL = {PAD, SOS, EOS, UNK}
@@ -69,6 +70,19 @@ def test_batched_is_one_by_one(kind: str, beam_size: int) -> None:
     batched = beam_search(decoder, features, config)
     single = [beam_search(decoder, features[i : i + 1], config)[0] for i in range(len(features))]
     assert [[h.tokens for h in image] for image in batched] == [[h.tokens for h in image] for image in single]
+
+
+@pytest.mark.parametrize("end_bias", [-20.0, 0.0, 3.0])
+@pytest.mark.parametrize("beam_size", [1, 2, 5])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_plain_beam_search_finds_the_same(kind: str, beam_size: int, end_bias: float) -> None:
+    decoder = tiny_decoder(kind, 4, end_bias)
+    features = features_for(decoder, 11)
+    config = DecodeConfig(beam_size=beam_size, max_length=8)
+    plain = [best for best, *_ in plain_beam_search(decoder, features, config)]
+    ours = [best for best, *_ in beam_search(decoder, features, config)]
+    assert [h.tokens for h in ours] == [h.tokens for h in plain]
+    assert [h.log_prob for h in ours] == pytest.approx([h.log_prob for h in plain], abs=1e-4)
 
 
 @pytest.mark.parametrize("end_bias", [-50.0, 0.0, 50.0])
