@@ -33,9 +33,9 @@ from jobs.common.captioning import (
 from jobs.common.files import Folder, lease
 from jobs.common.gpus import check_gpu_here, check_gpus
 from jobs.common.logs import Logging
-from jobs.common.outcome import Outcome, observe
+from jobs.common.outcome import Outcome
 from jobs.common.progress import Progress
-from jobs.common.session import build_session, complain, exit_status, say, systemic
+from jobs.common.session import build_session, complain, exit_status, say, systemic, threads
 from jobs.common.sources import Source, find_source, reaching
 from jobs.common.storage import Access
 from jobs.common.targets import FORMATS, Target, check_target, find_target
@@ -165,14 +165,16 @@ def _run_waves(
         progress.begin_wave(wave.size)
         # In Parquet each commit that is replaced is a wave of its own; they are captioned together.
         name = f"{captioning.run_id}-{number:05}{'-together' if len(wave.replaces) > 1 else ''}"
-        observed, captioned = observe(transform(plan.read(wave), captioning, caption))
-        rows = target.stage(captioned, name)
-        counts = outcome.add(observed, rows)
+        rows = target.stage(transform(plan.read(wave), captioning, caption), name)
+        counts = outcome.add(rows, progress.ended(), wave.size)
         check()
-        if config.mode == "overwrite":
-            target.overwrite(rows)
-        else:
-            target.commit(rows, name, wave.replaces)
+        with threads(spark) as beside:
+            looked = beside.submit(outcome.look, rows, counts)
+            if config.mode == "overwrite":
+                target.overwrite(rows)
+            else:
+                target.commit(rows, name, wave.replaces)
+        looked.result()
         progress.committed(counts)
     return outcome
 

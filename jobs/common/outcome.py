@@ -4,26 +4,17 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from pyspark.sql import DataFrame, Observation, Row
+from pyspark.sql import DataFrame, Row
 from pyspark.sql import functions as F
 
 from jobs.common.rows import STOPPED
 from jobs.common.session import say
 from jobs.common.storage import SystemicError
-from jobs.common.tables import STATUSES
 from jobs.common.udfs import describe
 
-COUNTED = (*STATUSES, STOPPED)
 SHOWN = 20  # captions printed, of the first waves that have so many
 FAILED = 5  # failures printed, likewise
 WIDEST = 40  # characters of an image_id printed: of a longer one, the last
-
-
-def observe(captioned: DataFrame) -> tuple[Observation, DataFrame]:
-    """`captioned`, and its rows by status once they are written. Spark counts those of a task when it has ended well,
-    so that tasks may be repeated."""
-    observed = Observation()
-    return observed, captioned.observe(observed, *(F.count_if(F.col("status") == s).alias(s) for s in COUNTED))
 
 
 @dataclass
@@ -40,21 +31,26 @@ class Outcome:
         """The share of images that failed; 0 where there were none."""
         return 1 - self.counts["ok"] / self.counts.total() if self.counts else 0.0
 
-    def add(self, observed: Observation, rows: DataFrame) -> Counter[str]:
-        """Adds a staged wave, whose `rows` were counted by `observed`. Raises SystemicError where executors had to
-        stop."""
-        counts = +Counter[str](observed.get)
+    def add(self, rows: DataFrame, told: Counter[str], size: int) -> Counter[str]:
+        """Adds a staged wave of `size` images, and returns its rows by status: as its tasks `told`, where these told of
+        so many, or else counted. Raises SystemicError where executors had to stop."""
+        counts = told
+        if told.total() != size or STOPPED in told:
+            counts = Counter({row["status"]: row["count"] for row in rows.groupBy("status").count().collect()})
         if STOPPED in counts:
             stopped = rows.where(F.col("status") == STOPPED).head()
             assert stopped is not None
             raise SystemicError(stopped["error_message"])
         self.counts.update(counts)
+        return counts
+
+    def look(self, rows: DataFrame, counts: Counter[str]) -> None:
+        """Takes some rows of a staged wave to show, unless there are enough."""
         ok = F.col("status") == "ok"
         if counts["ok"] and len(self.captioned) <= SHOWN:
             self.captioned = _first([*self.captioned, *_some(rows.where(ok), SHOWN + 1)], SHOWN + 1)
         if counts.total() > counts["ok"] and len(self.failed) < FAILED:
             self.failed = _first([*self.failed, *_some(rows.where(~ok), FAILED)], FAILED)
-        return counts
 
     def show(self, seconds: float) -> None:
         """Prints captions, failures and a summary of a run that took so long."""

@@ -89,8 +89,12 @@ class Progress:
 
     def now(self, running: int = 0) -> tuple[int, Counter[str]]:
         """How many images are done, and the statuses of those whose tasks have ended; `running` rows are known of."""
-        ended = Counter(self.counts.value) - self._before
+        ended = self.ended()
         return self._committed.total() + max(running, ended.total()), self._committed + ended
+
+    def ended(self) -> Counter[str]:
+        """Rows by status of the wave's tasks that have ended well."""
+        return Counter(self.counts.value) - self._before
 
     def _watch(self, done: threading.Event) -> None:
         asked, committed, running = time.monotonic(), 0, 0
