@@ -173,3 +173,13 @@ def test_normalise_gives_zero_mean_and_unit_variance() -> None:
     expected = torch.tensor([0.0, 1.0, 0.2, 0.8]).view(2, 2)
     for channel, (mean, std) in enumerate([(0.5, 0.5), (0.4, 0.2), (0.0, 1.0)]):
         torch.testing.assert_close(out[1, channel], (expected - mean) / std)
+
+
+@pytest.mark.parametrize("size", [(224, 224), (500, 333), (41, 900), (1, 7)])
+def test_pytorch_resizes_as_pillow_does(size: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (*size[::-1], 3), dtype=np.uint8))
+    pillow = np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+    difference = np.abs(images.resize(image, SIZE).astype(int) - pillow.astype(int))
+    assert difference.max() <= 2
+    assert difference.mean() < 0.1
