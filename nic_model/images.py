@@ -88,6 +88,8 @@ def resize(image: Image.Image, size: int, box: tuple[float, float, float, float]
     """`box` (left, top, right, bottom in pixels; all by default) squeezed to uint8 (3, size, size)."""
     if image.size != (size, size) and box is None and image.width * image.height <= WHOLE_PIXELS:
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).unsqueeze(0)
+        if image.height > image.width:  # PyTorch begins with the width, Pillow 13 with what shrinks more
+            pixels = functional.interpolate(pixels, (size, image.width), mode="bicubic", antialias=True)
         squeezed = functional.interpolate(pixels, (size, size), mode="bicubic", antialias=True)[0]
         return squeezed.contiguous().numpy()
     if image.size != (size, size) or box is not None:

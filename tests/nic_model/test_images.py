@@ -175,11 +175,15 @@ def test_normalise_gives_zero_mean_and_unit_variance() -> None:
         torch.testing.assert_close(out[1, channel], (expected - mean) / std)
 
 
-@pytest.mark.parametrize("size", [(224, 224), (500, 333), (41, 900), (1, 7)])
+@pytest.mark.parametrize("size", [(224, 224), (500, 333), (333, 500), (41, 900), (90, 60), (1, 7)])
 def test_pytorch_resizes_as_pillow_does(size: tuple[int, int]) -> None:
     rng = np.random.default_rng(0)
     image = Image.fromarray(rng.integers(0, 256, (*size[::-1], 3), dtype=np.uint8))
-    pillow = np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
-    difference = np.abs(images.resize(image, SIZE).astype(int) - pillow.astype(int))
+    squeezed = images.resize(image, SIZE)
+    # Which side comes first tells, and is not the same in all versions of Pillow.
+    first = (image.width, SIZE) if image.height > image.width else (SIZE, image.height)
+    for step in (first, (SIZE, SIZE)):
+        image = image.resize(step, Image.Resampling.BICUBIC)
+    difference = np.abs(squeezed.astype(int) - np.asarray(image).transpose(2, 0, 1).astype(int))
     assert difference.max() <= 2
-    assert difference.mean() < 0.1
+    assert difference.mean() < 0.05
