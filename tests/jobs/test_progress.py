@@ -91,6 +91,8 @@ def test_rows_of_a_query_are_seen_while_it_runs(spark: SparkSession, tmp_path: P
         go.touch()
         running.join()
     assert seen == 20
+    while running_rows(spark) and time.monotonic() < end:
+        time.sleep(0.05)  # Spark's status hears a moment later that the query has ended
     assert running_rows(spark) == 0
 
 
