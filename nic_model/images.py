@@ -15,8 +15,8 @@ from torch.nn import functional
 # that cameras make, stay below 1 GiB.
 MAX_PIXELS = 105_000_000
 
-# An image up to this size is resized by PyTorch, which does what Pillow does, but for the last bit of some values, in a
-# third of the time and with two more copies of it.
+# An image up to this size is resized by PyTorch, which does what Pillow does, but for the last bit of some values,
+# sooner and with two more copies of it.
 WHOLE_PIXELS = 4_000_000
 
 # Formats that people caption. Pillow knows some forty more, several of them rarely used code that parses hostile

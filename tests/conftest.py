@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from pyspark.sql import SparkSession
 
 from tests.e2e.cluster import BRIEF, JAVA_OPTIONS
@@ -39,7 +40,9 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
     )
     for key, value in DELTA.items():
         builder = builder.config(key, value)
-    session = builder.getOrCreate()
+    IVY.parent.mkdir(exist_ok=True)
+    with FileLock(f"{IVY}.lock"):  # tests run in several processes, each of which would fetch the same files
+        session = builder.getOrCreate()
     build_session("tests")
     yield session
     session.stop()

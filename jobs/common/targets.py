@@ -39,9 +39,9 @@ class Target:
     staging: Folder
 
     def open(self) -> DataFrame | None:
-        """The rows as CAPTIONS, whatever version wrote them, and `commit`: what a wave that replaces a row has to name.
-        None where there was no table: it is made now, or given the columns that it lacks. Raises ValueError, and
-        changes nothing, where it is another table."""
+        """Makes the table where there is none, adds the columns that it lacks, and returns its rows as CAPTIONS,
+        whatever version wrote them, with `commit`: what a wave that replaces a row has to name. None where there was no
+        table. Raises ValueError where it is another one."""
         raise NotImplementedError
 
     def commit(self, rows: DataFrame, name: str, replaces: Collection[str]) -> None:
