@@ -25,6 +25,7 @@ from jobs.common.rows import CAPTIONED
 from jobs.common.session import build_session, exit_status, say
 from jobs.common.sources import Source, find_source, reaching, spread
 from jobs.common.storage import Access, SystemicError
+from jobs.common.udfs import import_workers
 from nic_model.model_files import ModelFiles
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -154,10 +155,10 @@ def make_thumbnails(spark: SparkSession, job: Job, picked: Sequence[Row]) -> dic
     size, access = job.options.thumbnail_size, job.access
 
     def make(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        from jobs.common.thumbnails import thumbnail_batches  # on executors alone: torch takes seconds to import
-        from jobs.common.workers import attending_model
+        model = import_workers().attending_model(files) if files else None
+        from jobs.common.thumbnails import thumbnail_batches  # on executors alone: it needs torch
 
-        return thumbnail_batches(batches, size, access, attending_model(files) if files else None)
+        return thumbnail_batches(batches, size, access, model)
 
     made = images.mapInArrow(make, tables.THUMBNAILS).collect()
     for row in made:

@@ -34,7 +34,7 @@ def beam_search(decoder: Decoder, features: Any, config: DecodeConfig) -> list[l
     Every caption has `config.min_length` to `config.max_length` words and an end; <pad>, <sos> and <unk> are never
     written, nor, with `config.block_ngrams` n, an n-gram that the caption has already. An image is done once
     `beam_size` hypotheses have ended among the best; they compare by log p / length ** penalty, <eos> counted. With
-    a beam of 1 this is greedy search. No row depends on the others of its batch. The decoder's logits are overwritten.
+    a beam of 1 this is greedy search. No row depends on the others of its batch.
     """
     memory, state = decoder.start(features)
     beam, n_images = config.beam_size, len(state[0])
@@ -159,20 +159,21 @@ def _candidates(
     (B, N), the hypothesis 0..K - 1 that they go on from, and the word. N is twice the beam size: at most K of them end
     (one for each hypothesis), so enough are left to go on."""
     wanted = 2 * config.beam_size
-    logits = logits.float().view(*beams.scores.shape, -1)
-    scores = beams.scores - logits.logsumexp(dim=2)  # the softmax's denominator; words that are never written count
+    # Words that are never written count in the softmax's denominator.
+    log_probs = logits.float().view(*beams.scores.shape, -1).log_softmax(dim=2)
     if length == config.max_length:
-        best, parents = (scores + logits[:, :, EOS]).topk(scores.shape[1], dim=1)
+        best, parents = (beams.scores + log_probs[:, :, EOS]).topk(beams.scores.shape[1], dim=1)
         return best, parents, torch.full_like(parents, EOS)
     for never in (PAD, SOS, UNK):  # one by one: a list would be sent to the device, which is waited for
-        logits[:, :, never] = -torch.inf
+        log_probs[:, :, never] = -torch.inf
     if length < config.min_length:
-        logits[:, :, EOS] = -torch.inf
+        log_probs[:, :, EOS] = -torch.inf
     if config.block_ngrams:
-        logits.masked_fill_(_repeating(beams.words[:, :, :length], config.block_ngrams, logits.shape[2]), -torch.inf)
+        repeating = _repeating(beams.words[:, :, :length], config.block_ngrams, log_probs.shape[2])
+        log_probs.masked_fill_(repeating, -torch.inf)
     # The best of all are among as many best of each.
-    top, tokens = logits.topk(min(wanted, logits.shape[2]), dim=2)
-    totals = (scores.unsqueeze(2) + top).flatten(1)
+    top, tokens = log_probs.topk(min(wanted, log_probs.shape[2]), dim=2)
+    totals = (beams.scores.unsqueeze(2) + top).flatten(1)
     best, flat = totals.topk(min(wanted, totals.shape[1]), dim=1)
     return best, flat // top.shape[2], tokens.flatten(1).gather(1, flat)
 

@@ -19,7 +19,7 @@ from jobs.common.rows import INPUT
 from jobs.common.session import bound_batches, ship_code
 from jobs.common.sources import image_columns
 from jobs.common.storage import Access
-from jobs.common.udfs import ArrowFunction, CaptionerRecipe, caption_udf
+from jobs.common.udfs import ArrowFunction, CaptionerRecipe, caption_udf, import_workers
 from nic_model.config import DECODE_ON, PRECISIONS, Config, DecodeConfig, check_device, option
 from nic_model.model_files import FILES, ModelFiles, check_members, joint_id
 
@@ -145,9 +145,7 @@ def register_sql(
     recipe = _interactive(spark, model, options).recipe(spark)
 
     def details(contents: Iterator[pa.Array]) -> Iterator[pa.Array]:
-        from jobs.common.workers import caption_details  # on executors alone: torch takes seconds to import
-
-        yield from caption_details(contents, recipe)
+        yield from import_workers().caption_details(contents, recipe)
 
     def caption(contents: Iterator[pa.Array]) -> Iterator[pa.Array]:
         for each in details(contents):

@@ -1,11 +1,13 @@
 """Spark's side of captioning: broadcasts the models, and gives mapInArrow a function for the executors. Without torch,
 which a driver does not need."""
 
+import gc
 import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -61,14 +63,26 @@ def caption_udf(recipe: CaptionerRecipe, access: Access, watch: Watch | None = N
     are STOPPED: the task ends with SystemicError in their place."""
 
     def caption(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        from jobs.common.workers import caption_task  # on executors alone: torch takes seconds to import
-
+        caption_task = import_workers().caption_task
         if watch is not None:
             logs.configure(watch.logging)
         captioned = caption_task(batches, recipe, access)
         return none_stopped(captioned) if watch is None else _counted(captioned, watch.counts)
 
     return caption
+
+
+def import_workers() -> Any:
+    """jobs.common.workers, on executors alone: PyTorch takes seconds to import. A third of them would go to looking for
+    garbage among what stays."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        from jobs.common import workers
+    finally:
+        if collecting:
+            gc.enable()
+    return workers
 
 
 def none_stopped(captioned: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

@@ -42,7 +42,8 @@ from pyspark.sql import Column, SparkSession
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
-os.environ |= {"PYTHONPATH": str(ROOT), "PYSPARK_PYTHON": sys.executable}  # of the Python workers
+# Python workers find the code, and Spark the settings that spark-submit.sh gives it.
+os.environ |= {"PYTHONPATH": str(ROOT), "PYSPARK_PYTHON": sys.executable, "SPARK_CONF_DIR": str(ROOT / "infra")}
 
 from jobs import caption_images  # noqa: E402
 from jobs.common.logs import Logging  # noqa: E402

@@ -30,6 +30,7 @@ from pyspark.sql import SparkSession
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
+os.environ["SPARK_CONF_DIR"] = str(ROOT / "infra")  # as spark-submit.sh has it
 
 from jobs.common import scores  # noqa: E402
 from jobs.common.session import build_session  # noqa: E402

@@ -156,10 +156,11 @@ def session(case: Case) -> Iterator[SparkSession]:
         spark.stop()
 
 
-def run(case: Case, s3: Seaweed, model: Path, memory: str) -> None:
+def run(case: Case, s3: Seaweed, model: Path, memory: str, java: str | None) -> None:
     """The job as users run it; prints what it says and what it needs."""
     environment = plain_environment(NIC_PYTHON=sys.executable, SPARK_LOCAL_IP="127.0.0.1", **s3.environment())
-    settings = [word for key, value in case.settings().items() for word in ("--conf", f"{key}={value}")]
+    given = case.settings() | ({} if java is None else {"spark.driver.defaultJavaOptions": java})
+    settings = [word for key, value in given.items() for word in ("--conf", f"{key}={value}")]
     command = [ROOT / "spark-submit.sh", "--master", "local[2]", "--driver-memory", memory, *settings]
     command += ["jobs/caption_images.py", "--images", case.manifest, "--captions", case.captions]
     command += ["--format", case.format, "--model", model, "--s3-endpoint", s3.endpoint]
@@ -195,6 +196,7 @@ def main() -> None:
     parser.add_argument("--failed", type=int, default=0)
     parser.add_argument("--format", default="parquet", choices=FORMATS)
     parser.add_argument("--memory", default="2g", help="of the driver")
+    parser.add_argument("--java", help="options of the driver's Java (default: those of infra/spark-defaults.conf)")
     parser.add_argument("--model", type=Path, help="default: a tiny one with random weights, since finding is measured")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary, seaweed(Path(temporary, "s3")) as s3:
@@ -217,7 +219,7 @@ def main() -> None:
             flush=True,
         )
         for _ in range(2):
-            run(case, s3, model, options.memory)
+            run(case, s3, model, options.memory, options.java)
         with session(case) as spark:
             print(check(spark, case))
 
