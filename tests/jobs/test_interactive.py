@@ -1,6 +1,8 @@
 """Captions without the job: of any DataFrame, and by functions of SQL."""
 
+import gc
 import zipfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -8,13 +10,15 @@ import pytest
 from pyspark import SparkFiles
 from pyspark.errors import PythonException
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
 
 from jobs.caption_images import caption_dataframe, register_sql
 from jobs.common import tables
-from jobs.common.rows import OUTPUT, STOPPED
+from jobs.common.captioning import CaptioningConfig, read_captioning
+from jobs.common.rows import INPUT, OUTPUT, STOPPED
 from jobs.common.session import ship_code
-from jobs.common.storage import SystemicError
-from jobs.common.udfs import none_stopped
+from jobs.common.storage import Access, SystemicError
+from jobs.common.udfs import caption_udf, none_stopped
 from nic_model.captioner import Caption, Captioner
 from tests.nic_model.test_captioner import photographs
 from tests.tiny import tiny_model_directory
@@ -66,6 +70,23 @@ def test_it_is_lazy_and_takes_uris(spark: SparkSession, model: Path, right: dict
         file.write_bytes(CONTENTS[name] or b"")
     found = {row["image_id"]: (row["caption"], row["image_version"]) for row in captions.collect()}
     assert found == {file.as_uri(): (right[name].text, "v1") for name, file in files.items()}
+
+
+def test_workers_look_for_no_garbage_among_what_stays(spark: SparkSession, images: DataFrame, model: Path) -> None:
+    """Spark has them look after each task: hundreds of thousands of PyTorch's objects, for nothing."""
+    captioning = read_captioning([str(model)], CaptioningConfig(), {}, Access())
+    caption = caption_udf(captioning.recipe(spark), captioning.access)
+
+    def observed(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        captioned = sum(batch.num_rows for batch in caption(batches))
+        seen = {"captioned": [captioned], "frozen": [gc.get_freeze_count()], "collecting": [gc.isenabled()]}
+        yield pa.RecordBatch.from_pydict(seen)
+
+    absent = {"image_version": F.lit(None).cast("string"), "uri": F.lit(None).cast("string"), "attempts": F.lit(1)}
+    rows = images.withColumns(absent).select(INPUT.names)
+    seen = rows.mapInArrow(observed, "captioned long, frozen long, collecting boolean").collect()
+    assert sum(row["captioned"] for row in seen) == len(CONTENTS)
+    assert all(row["collecting"] and row["frozen"] > 100_000 for row in seen)
 
 
 @pytest.mark.parametrize(
