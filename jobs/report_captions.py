@@ -155,10 +155,10 @@ def make_thumbnails(spark: SparkSession, job: Job, picked: Sequence[Row]) -> dic
     size, access = job.options.thumbnail_size, job.access
 
     def make(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        model = import_workers().attending_model(files) if files else None
-        from jobs.common.thumbnails import thumbnail_batches  # on executors alone: it needs torch
+        workers = import_workers()
+        from jobs.common.thumbnails import thumbnail_batches  # on executors alone, too
 
-        return thumbnail_batches(batches, size, access, model)
+        return thumbnail_batches(batches, size, access, workers.attending_model(files) if files else None)
 
     made = images.mapInArrow(make, tables.THUMBNAILS).collect()
     for row in made:

@@ -1,6 +1,7 @@
 """Spark's side of captioning: broadcasts the models, and gives mapInArrow a function for the executors. Without torch,
 which a driver does not need."""
 
+import functools
 import gc
 import logging
 import time
@@ -72,16 +73,17 @@ def caption_udf(recipe: CaptionerRecipe, access: Access, watch: Watch | None = N
     return caption
 
 
+@functools.cache
 def import_workers() -> Any:
     """jobs.common.workers, on executors alone: PyTorch takes seconds to import. A third of them would go to looking for
-    garbage among what stays."""
-    collecting = gc.isenabled()
+    garbage among what stays, and a third of a second after each task, when Spark has the worker look."""
     gc.disable()
     try:
         from jobs.common import workers
+
+        gc.freeze()
     finally:
-        if collecting:
-            gc.enable()
+        gc.enable()
     return workers
 
 

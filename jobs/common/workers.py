@@ -1,7 +1,6 @@
 """What a Python worker of Spark runs and keeps: captioners, each made once, of the models that the driver broadcast."""
 
 import functools
-import gc
 import logging
 import os
 import socket
@@ -69,7 +68,6 @@ def _captioner(recipe: CaptionerRecipe, device: str) -> Captioner:
     """Made once for each GPU in each Python worker, which Spark keeps for many tasks, on this GPU or that."""
     made = _captioners(recipe)
     if device not in made:
-        gc.unfreeze()  # what another recipe left can go
         use_task_cores()
         started = time.monotonic()
         # The broadcast is read by one worker of a machine, and its weights are in the memory of all but once.
@@ -80,9 +78,6 @@ def _captioner(recipe: CaptionerRecipe, device: str) -> Captioner:
         made[device] = Captioner(
             models, recipe.decode, device, recipe.precision, recipe.batch_size, decode_on=recipe.decode_on
         )
-        # Spark collects garbage after each task: without this it would go through all of PyTorch, a third of a second.
-        gc.collect()
-        gc.freeze()
         seconds = time.monotonic() - started
         logger.info("model %s is ready on %s after %.1f s", made[device].model_id, made[device].device, seconds)
     return made[device]
