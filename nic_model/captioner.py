@@ -4,7 +4,6 @@ import logging
 import math
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,11 +15,11 @@ from numpy.typing import NDArray
 
 from nic_model import ensemble
 from nic_model.config import DECODE_ON, PRECISIONS, DecodeConfig, check_device
+from nic_model.decoding import Decoded, Decoding, Failure
 from nic_model.execution import make_execution
 from nic_model.graphs import RecordedSearch
-from nic_model.images import MAX_PIXELS, ImageError, Pixels, decode
+from nic_model.images import decode
 from nic_model.model_files import ModelFiles, ModelSource, joint_id
-from nic_model.nvjpeg import Limits, decode_batches
 from nic_model.search import Decoder, Hypothesis, beam_search
 from nic_model.show_attend_tell import ShowAttendTell
 from nic_model.show_tell import Captions
@@ -30,8 +29,6 @@ Key = TypeVar("Key")
 Search = Callable[[], list[list[Hypothesis]]]  # one that has begun: to be called once, for what it finds
 
 logger = logging.getLogger(__name__)
-
-AHEAD_BYTES = 64 * 1024 * 1024  # encoded images waiting to be decoded, or decoded, while others are captioned
 
 
 @dataclass(frozen=True)
@@ -43,14 +40,6 @@ class Caption:
     width: int
     height: int
     alternatives: list[tuple[str, float]] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Failure:
-    """An image that could not be captioned: `status` as in the captions table, and why."""
-
-    status: str
-    message: str
 
 
 @dataclass(frozen=True)
@@ -93,8 +82,8 @@ class Captioner:
         self._execution = self._make_execution(self.precision)
         self._record = self.device.type == "cuda" if record is None else record
         self._recorded: RecordedSearch | None = None
-        self._threads = torch.get_num_threads()
-        self._decode_on = decode_on
+        size = members[0].settings()[0].image_size
+        self._decoding = Decoding(size, self.device, torch.get_num_threads(), on_gpu=decode_on == "gpu")
 
     @classmethod
     def load(cls, *directories: Path, **options: object) -> "Captioner":
@@ -115,97 +104,66 @@ class Captioner:
         Images are taken ahead and decoded, in threads, while those before them are captioned; what waits is bounded
         in number and in bytes. Raises torch.OutOfMemoryError where a GPU has no room for one image alone.
         """
-        batch: list[tuple[Key, Pixels | Failure]] = []
-        good = 0
-        begun: deque[tuple[list[tuple[Key, Pixels | Failure]], Search]] = deque()
-        for key, pixels in self._decode_ahead(images):
-            batch.append((key, pixels))
-            good += isinstance(pixels, Pixels)
-            if good == self.batch_size or len(batch) == 4 * self.batch_size:
+        batch: list[Decoded[Key]] = []
+        good = rows = 0
+        begun: deque[tuple[list[Decoded[Key]], Search]] = deque()
+        for some in self._decoding.ahead(images, self.batch_size):
+            if good + len(some.rgb) > self.batch_size or rows + len(some.keys) > 4 * self.batch_size:
                 begun.append((batch, self._begin(batch)))
-                batch, good = [], 0
+                batch, good, rows = [], 0, 0
                 # A GPU goes on with the next batch while the results of this one are read.
                 if len(begun) > self._record:
                     yield from self._finish(*begun.popleft())
+            batch.append(some)
+            good += len(some.rgb)
+            rows += len(some.keys)
         begun.append((batch, self._begin(batch)))
         while begun:
             yield from self._finish(*begun.popleft())
 
-    def _decode_ahead(self, images: Iterable[tuple[Key, bytes | Failure]]) -> Iterator[tuple[Key, Pixels | Failure]]:
-        size = self._model.config.image_size
-        if self._decode_on == "gpu":
-            limits = Limits(self.batch_size, AHEAD_BYTES, self._threads)
-            yield from decode_batches(images, size, self.device, limits, lambda content: _decode(content, size))
-            return
-        waiting: deque[tuple[Key, int, Future[Pixels | Failure]]] = deque()
-        held = 0
-        pool = ThreadPoolExecutor(self._threads, thread_name_prefix="decode")
-        try:
-            for key, content in images:
-                n_bytes = 0 if isinstance(content, Failure) else len(content)
-                while waiting and (len(waiting) >= 2 * self.batch_size or held + n_bytes > AHEAD_BYTES):
-                    first, n_first, pixels = waiting.popleft()
-                    held -= n_first
-                    yield first, pixels.result()
-                waiting.append((key, n_bytes, pool.submit(_decode, content, size)))
-                held += n_bytes
-                del content  # the bytes live no longer than their turn
-            while waiting:
-                first, _, pixels = waiting.popleft()
-                yield first, pixels.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-    def _begin(self, batch: Sequence[tuple[Key, Pixels | Failure]]) -> Search:
+    def _begin(self, batch: Sequence[Decoded[Key]]) -> Search:
         """Search for the good ones of a batch; one that does not fit the GPU's memory is halved, for good."""
-        images = [torch.as_tensor(pixels.rgb) for _, pixels in batch if isinstance(pixels, Pixels)]
+        waiting = [some.rgb for some in batch if len(some.rgb)]
         begun: list[Search] = []
-        at = 0
-        while at < len(images):
-            some = images[at : at + self.batch_size]
+        while waiting:
+            some, rest = _first(waiting, self.batch_size)
+            n = sum(map(len, some))
             try:
-                begun.append(self._submit(self._stack(some)))
-                at += len(some)
+                begun.append(self._submit(some))
+                waiting = rest
                 continue
             except torch.OutOfMemoryError:
-                if len(some) == 1:
+                if n == 1:
                     raise
             # Not among what handles the error, which keeps alive all that the search had made.
             self._recorded = None
             torch.cuda.empty_cache()
-            self.batch_size = len(some) // 2
+            self.batch_size = n // 2
             logger.warning("out of memory on %s: captioning %d images at once", self.device, self.batch_size)
         return lambda: [hypotheses for wait in begun for hypotheses in wait()]
 
-    def _finish(
-        self, batch: Sequence[tuple[Key, Pixels | Failure]], search: Search
-    ) -> Iterator[tuple[Key, Caption | Failure]]:
+    def _finish(self, batch: Sequence[Decoded[Key]], search: Search) -> Iterator[tuple[Key, Caption | Failure]]:
         found = iter(search())
-        for key, pixels in batch:
-            if isinstance(pixels, Failure):
-                yield key, pixels
-                continue
-            (text, log_prob), *others = [(self._text(h), h.log_prob) for h in next(found)]
-            yield key, Caption(text, log_prob, pixels.width, pixels.height, others)
-
-    def _stack(self, images: Sequence[torch.Tensor]) -> torch.Tensor:
-        if any(image.is_cuda for image in images):
-            return torch.stack([image.to(self.device) for image in images])
-        pinned = torch.empty((len(images), *images[0].shape), dtype=torch.uint8, pin_memory=self.device.type == "cuda")
-        return torch.stack(list(images), out=pinned)
+        for some in batch:
+            for key, size in zip(some.keys, some.sizes, strict=True):
+                if isinstance(size, Failure):
+                    yield key, size
+                    continue
+                (text, log_prob), *others = [(self._text(h), h.log_prob) for h in next(found)]
+                yield key, Caption(text, log_prob, *size, others)
 
     def search(self, pixels: torch.Tensor) -> list[list[Hypothesis]]:
         """Best hypotheses of each of `pixels`, uint8 (B, 3, S, S), B at most the batch size."""
-        return self._submit(pixels)()
+        return self._submit([pixels])()
 
     @torch.inference_mode()
-    def _submit(self, pixels: torch.Tensor) -> Search:
+    def _submit(self, pixels: Sequence[torch.Tensor]) -> Search:
         wait: Search
         with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
             if recorded := self._recording():
                 wait = recorded.submit(pixels).wait
             else:
-                found = beam_search(self._execution, pixels, self.decode_config)
+                found = beam_search(self._execution, torch.cat(list(pixels)), self.decode_config)
                 wait = lambda: found  # noqa: E731
         return wait if self.precision != torch.float16 else lambda: self._search_again(pixels, wait())
 
@@ -221,13 +179,15 @@ class Captioner:
                 logger.warning("running without CUDA graphs: %s", error)
         return self._recorded
 
-    def _search_again(self, pixels: torch.Tensor, found: list[list[Hypothesis]]) -> list[list[Hypothesis]]:
+    def _search_again(self, pixels: Sequence[torch.Tensor], found: list[list[Hypothesis]]) -> list[list[Hypothesis]]:
         """In fp32, for images in which float16 has overflowed."""
         again = [number for number, hypotheses in enumerate(found) if not hypotheses]
         if again:
             logger.warning("%d images overflow in fp16: captioned in fp32", len(again))
             exact = self._make_execution(torch.float32)
-            for number, hypotheses in zip(again, beam_search(exact, pixels[again], self.decode_config), strict=True):
+            for number, hypotheses in zip(
+                again, beam_search(exact, torch.cat(list(pixels))[again], self.decode_config), strict=True
+            ):
                 found[number] = hypotheses
         return found
 
@@ -254,13 +214,16 @@ class Captioner:
         return sentence(self._model.vocabulary.decode(hypothesis.tokens))
 
 
-def _decode(content: bytes | Failure, size: int) -> Pixels | Failure:
-    if isinstance(content, Failure):
-        return content
-    try:
-        return decode(content, size, MAX_PIXELS)
-    except ImageError as error:
-        return Failure(error.status, str(error))
+def _first(pieces: Sequence[torch.Tensor], n: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """The first `n` rows of `pieces`, and the others."""
+    taken, rest = [], list(pieces)
+    while rest and n:
+        piece = rest.pop(0)
+        if len(piece) > n:
+            rest.insert(0, piece[n:])
+        taken.append(piece[:n])
+        n -= len(taken[-1])
+    return taken, rest
 
 
 def pick_precision(name: str, device: torch.device) -> torch.dtype:

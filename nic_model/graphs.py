@@ -1,7 +1,7 @@
 """Search on a GPU without waiting for it: a batch is two launches of recorded work, one that encodes and one that
 searches, and while one batch is searched the next is encoded."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -38,7 +38,7 @@ class RecordedSearch:
         self._taken = self._backend.Event()  # the search has its own copy of what was encoded
         size = (batch_size, 3, image_size, image_size)
         noise = torch.randint(0, 256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-        self._pixels = noise.to(device)
+        self._pixels = noise.to(device, memory_format=torch.channels_last)
         self._encode, (memory, state) = self._record(lambda: execution.start(self._pixels), self._encoding)
         self._encoded = (*memory, *state)
         self._encode()
@@ -51,15 +51,19 @@ class RecordedSearch:
         self._check(execution)
 
     @torch.inference_mode()
-    def submit(self, pixels: torch.Tensor) -> "Pending":
-        """Begins with `pixels`, uint8 (B, 3, S, S), B at most the batch size, in pinned memory or on the GPU."""
-        n = len(pixels)
-        if pixels.is_cuda:
+    def submit(self, pixels: Sequence[torch.Tensor]) -> "Pending":
+        """Begins with `pixels`, each uint8 (B, 3, S, S), together at most the batch size, in pinned memory or on the
+        GPU."""
+        n = 0
+        if any(some.is_cuda for some in pixels):
             self._encoding.wait_stream(torch.cuda.current_stream(self._device))
-            pixels.record_stream(self._encoding)
         with self._backend.stream(self._encoding):
             self._encoding.wait_event(self._taken)
-            self._pixels[:n].copy_(pixels, non_blocking=True)
+            for some in pixels:
+                self._pixels[n : n + len(some)].copy_(some, non_blocking=True)
+                n += len(some)
+                if some.is_cuda:
+                    some.record_stream(self._encoding)
             self._encode()
             encoded = self._event(self._encoding)
         with self._backend.stream(self._searching):
@@ -88,7 +92,7 @@ class RecordedSearch:
 
     def _check(self, execution: Decoder) -> None:
         """Raises RuntimeError where the recorded work does not give what the work itself does."""
-        self.submit(self._pixels.clone()).wait()
+        self.submit([self._pixels.clone()]).wait()
         memory, state = execution.start(self._pixels)
         for found, right in zip(self._encoded, (*memory, *state), strict=True):
             if not (found - right).norm() <= TOLERANCE * right.norm():

@@ -9,6 +9,7 @@ from timm.layers import BatchNormAct2d
 from torch import nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from nic_model.encoder import Encoder
 
@@ -21,10 +22,63 @@ def halve(encoder: Encoder, dtype: torch.dtype) -> Encoder:
     """A copy of `encoder`, in evaluation mode and in float32, whose convolutions and linear layers have weights of
     `dtype`, and batch norms where they can be. To be run under autocast, which leaves in float32 what needs it."""
     halved = fold_batch_norm(encoder)
+    fuse_blocks(halved)
     for module in halved.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             module.to(dtype)
     return halved
+
+
+class FusedConvolution(nn.Module):
+    """A convolution with the ReLU that follows it, and with what is added before that, in one step of a GPU: each step
+    of its own would read and write all that the convolution made."""
+
+    def __init__(self, convolution: nn.Conv2d) -> None:
+        super().__init__()
+        self.convolution = convolution
+
+    def forward(self, images: torch.Tensor, others: torch.Tensor | None = None) -> torch.Tensor:
+        one = self.convolution
+        if images.is_cuda and one.weight.dtype != torch.float32:
+            images, settings = (
+                images.to(one.weight.dtype),
+                (one.bias, one.stride, one.padding, one.dilation, one.groups),
+            )
+            if others is None:
+                return torch.cudnn_convolution_relu(images, one.weight, *settings)  # type: ignore[arg-type]
+            return torch.cudnn_convolution_add_relu(images, one.weight, others, 1.0, *settings)  # type: ignore[arg-type]
+        hidden = one(images)
+        return functional.relu(hidden if others is None else hidden + others)
+
+
+class FusedBlock(nn.Module):
+    """A block of a ResNet without batch norms."""
+
+    def __init__(self, block: BasicBlock | Bottleneck) -> None:
+        super().__init__()
+        convolutions = [block.conv1, block.conv2, *([block.conv3] if isinstance(block, Bottleneck) else [])]
+        self.shortcut = nn.Identity() if block.downsample is None else block.downsample[0]
+        if block.downsample is not None:  # two biases that are added are one
+            convolutions[-1].bias = nn.Parameter(convolutions[-1].bias + self.shortcut.bias, requires_grad=False)
+            self.shortcut.bias = None
+        *first, last = map(FusedConvolution, convolutions)
+        self.first, self.last = nn.Sequential(*first), last
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        fused: torch.Tensor = self.last(self.first(images), self.shortcut(images))
+        return fused
+
+
+@torch.no_grad()
+def fuse_blocks(encoder: Encoder) -> None:
+    """Makes the steps of a ResNet without batch norms fewer; another encoder, or one that has them, stays."""
+    net = encoder.backbone
+    if not isinstance(net, ResNet) or any(isinstance(module, nn.BatchNorm2d) for module in net.modules()):
+        return
+    net.conv1, net.relu = FusedConvolution(net.conv1), nn.Identity()
+    for layer in (net.layer1, net.layer2, net.layer3, net.layer4):
+        for number, block in enumerate(layer):
+            layer[number] = FusedBlock(block)
 
 
 def halve_pointwise(encoder: Encoder) -> None:

@@ -2,10 +2,11 @@
 measured and debugged in any Python."""
 
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import UTC, datetime
+from functools import partial
 from itertools import islice
 from threading import Condition
 from typing import Any
@@ -14,7 +15,7 @@ import pyarrow as pa
 import torch
 
 from jobs.common import storage
-from jobs.common.rows import INPUT, OUTPUT, STOPPED
+from jobs.common.rows import OUTPUT, STOPPED
 from jobs.common.storage import Access, Download, ObjectError, SystemicError
 from nic_model.captioner import Caption, Captioner, Failure
 
@@ -38,14 +39,8 @@ def caption_batches(
     for a reason that is not an image's, all further rows are STOPPED, unfetched. Where a GPU has no room for one image
     alone, a row that is STOPPED is the last.
     """
-    # Row by row, so that a batch of large images is not copied as a whole.
-    rows = (
-        {name: column[number].as_py() for name, column in zip(INPUT.names, batch.columns, strict=True)}
-        for batch in batches
-        for number in range(batch.num_rows)
-    )
     with (
-        closing(fetch_ahead(rows, access or Access())) as fetched,
+        closing(fetch_ahead(_rows(batches), access or Access())) as fetched,
         closing(captioner.caption_stream(fetched)) as captioned,
     ):
         try:
@@ -53,6 +48,15 @@ def caption_batches(
                 yield _record_batch([row for row, _ in group], [result for _, result in group])
         except torch.OutOfMemoryError as error:
             yield stopped(f"no room for one image on {captioner.device}: {error}")
+
+
+def _rows(batches: Iterable[pa.RecordBatch]) -> Iterator[Row]:
+    for batch in batches:
+        others = batch.drop_columns(["content"]).to_pylist()
+        # One by one, so that a batch of large images is not copied as a whole.
+        for row, content in zip(others, batch["content"], strict=True):
+            row["content"] = content.as_py()
+            yield row
 
 
 def stopped(reason: str) -> pa.RecordBatch:
@@ -89,34 +93,38 @@ def fetch_ahead(
     budget = ByteBudget(limit)
     stopped: list[Failure] = []
 
-    def fetch_one(row: Row, content: bytes | None, position: int) -> Fetched:
-        if stopped and content is None:
+    def fetch_one(row: Row, position: int) -> Fetched:
+        if stopped:
             return stopped[0], 0
         try:
-            return fetch(row["image_id"], content, row["uri"], access, lambda size: budget.take(size, position))
+            return fetch(row["image_id"], None, row["uri"], access, lambda size: budget.take(size, position))
         except SystemicError as error:
             stopped.append(Failure(STOPPED, str(error)))
             return stopped[0], 0
 
-    pending: deque[tuple[Row, Future[Fetched]]] = deque()
+    pending: deque[tuple[Row, Callable[[], Fetched]]] = deque()
     pool = ThreadPoolExecutor(threads, thread_name_prefix="fetch")
     try:
         for position, row in enumerate(rows):
-            pending.append((row, pool.submit(fetch_one, row, row.pop("content"), position)))
+            content = row.pop("content")
+            if content is None:
+                pending.append((row, pool.submit(fetch_one, row, position).result))
+            else:  # nothing to wait for
+                pending.append((row, partial(fetch, row["image_id"], content, None, access)))
+            del content
             if len(pending) > AHEAD_ROWS:
                 yield _first(pending, budget)
         while pending:
             yield _first(pending, budget)
     finally:
-        for _, waiting in pending:
-            waiting.cancel()
-            budget.give_back(0)  # lets those pass that wait for their turn
         pool.shutdown(wait=False, cancel_futures=True)
+        for _ in pending:
+            budget.give_back(0)  # lets those pass that wait for their turn
 
 
-def _first(pending: deque[tuple[Row, "Future[Fetched]"]], budget: ByteBudget) -> tuple[Row, bytes | Failure]:
-    row, future = pending.popleft()
-    content, size = future.result()
+def _first(pending: deque[tuple[Row, Callable[[], Fetched]]], budget: ByteBudget) -> tuple[Row, bytes | Failure]:
+    row, wait = pending.popleft()
+    content, size = wait()
     budget.give_back(size)
     return row, content
 

@@ -34,7 +34,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -106,12 +105,18 @@ def parts(options: argparse.Namespace, spark: SparkSession, folder: Path) -> dic
     given = {"batch_size": options.batch_size} if options.batch_size else {}
     captioners = [Captioner(model, DECODING, "cpu", options.precision, **given) for _ in range(CORES)]
 
-    def decoded(name: str) -> Iterator[np.ndarray]:
+    def decoded(name: str) -> Iterator[torch.Tensor]:
         contents = pq.read_table(folder / name, columns=["content"])["content"].to_pylist()
         step = CORES * captioners[0].batch_size
+
+        def pixels_of(content: bytes) -> torch.Tensor:
+            return torch.as_tensor(decode(content, size).rgb)
+
         with ThreadPoolExecutor(CORES) as pool:
             for at in range(0, len(contents), step):
-                yield np.stack(list(pool.map(lambda content: decode(content, size).rgb, contents[at : at + step])))
+                yield torch.stack(
+                    list(pool.map(lambda content: torch.as_tensor(decode(content, size).rgb), contents[at : at + step]))
+                )
 
     def search_all(name: str) -> None:
         idle = SimpleQueue[Captioner]()
@@ -126,7 +131,7 @@ def parts(options: argparse.Namespace, spark: SparkSession, folder: Path) -> dic
         with ThreadPoolExecutor(CORES) as pool:
             list(pool.map(search, pixels[name].split(captioners[0].batch_size)))
 
-    pixels = {name: torch.from_numpy(np.concatenate(list(decoded(name)))) for name in ("few.parquet", "all.parquet")}
+    pixels = {name: torch.cat(list(decoded(name))) for name in ("few.parquet", "all.parquet")}
 
     def recipe(make: Callable[..., Column], how: How) -> Callable[[str], object]:
         caption = make(options.model, options.recipe_batch_size, how).alias("caption")

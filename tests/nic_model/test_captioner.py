@@ -164,7 +164,7 @@ def test_a_stream_is_taken_no_further_than_two_batches_ahead(directory: Path) ->
 
 def test_encoded_images_ahead_are_bounded_in_bytes(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     contents = photographs(12)
-    monkeypatch.setattr("nic_model.captioner.AHEAD_BYTES", len(contents[0]) * 3 // 2)
+    monkeypatch.setattr("nic_model.decoding.AHEAD_BYTES", len(contents[0]) * 3 // 2)
     taken: list[int] = []
     images = ((taken.append(number), content) for number, content in enumerate(contents))
     stream = Captioner.load(directory, batch_size=2).caption_stream(images)

@@ -31,7 +31,7 @@ def test_recorded_search_is_beam_search(kind: str, device: torch.device) -> None
     execution = PyTorch(model_of(kind), device)
     recorded = RecordedSearch(execution, CONFIG, batch_size=8, image_size=64, device=device)
     batches = colours(21).split([8, 1, 7, 5])
-    pending = [recorded.submit(batch) for batch in batches]  # none is waited for before the next is submitted
+    pending = [recorded.submit(batch.split(3)) for batch in batches]  # none is waited for before the next is submitted
     found = [words(batch.wait()) for batch in pending]
     assert found == [words(beam_search(execution, batch, CONFIG)) for batch in batches]
     assert all(len(image) == 2 for batch in found for image in batch)

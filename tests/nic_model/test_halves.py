@@ -7,7 +7,7 @@ from torch import nn
 from nic_model.config import ModelConfig
 from nic_model.encoder import Encoder
 from nic_model.execution import PyTorch
-from nic_model.halves import fold_batch_norm, halve, halve_pointwise
+from nic_model.halves import FusedBlock, fold_batch_norm, fuse_blocks, halve, halve_pointwise
 from tests.nic_model.test_execution import CPU, colours, model_of
 
 
@@ -41,6 +41,28 @@ def test_batch_norms_are_folded(name: str, decoder: str) -> None:
     assert norms(folded) == 0 < before == norms(encoder)
     torch.testing.assert_close(folded(pixels), right, rtol=1e-3, atol=1e-3 * right.abs().max().item())
     assert encoder(pixels).equal(right)
+
+
+@pytest.mark.parametrize("device", [CPU, *([torch.device("cuda")] if torch.cuda.is_available() else [])])
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+@torch.inference_mode()
+def test_fused_blocks_give_the_same(name: str, device: torch.device) -> None:
+    encoder, pixels = trained(name, "show_attend_tell").to(device), colours(3).to(device)
+    fused = fold_batch_norm(encoder)
+    fuse_blocks(fused)
+    assert sum(isinstance(module, FusedBlock) for module in fused.modules()) == {"resnet18": 8, "resnet50": 16}[name]
+    right = encoder(pixels)
+    torch.testing.assert_close(fused(pixels), right, rtol=1e-3, atol=1e-3 * right.abs().max().item())
+    if device.type == "cuda":
+        halved = halve(encoder, torch.float16)
+        found = halved(pixels).float()
+        assert (found - right).norm() < 0.05 * right.norm()
+
+
+def test_batch_norms_that_stay_are_not_fused() -> None:
+    encoder = trained("resnet18", "show_tell")
+    fuse_blocks(encoder)
+    assert not any(isinstance(module, FusedBlock) for module in encoder.modules())
 
 
 def test_only_pointwise_convolutions_are_halved_in_training() -> None:

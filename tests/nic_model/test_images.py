@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from nic_model import images
-from nic_model.images import ImageError, decode
+from nic_model.images import ImageError, decode, open_rgb, plain_size
 
 SIZE = 64
 
@@ -93,6 +93,29 @@ def test_grey_images_keep_their_greys(mode: str) -> None:
 def test_what_is_transparent_is_white(mode: str) -> None:
     clear = Image.new("RGBA", (50, 50), (0, 0, 0, 0))
     assert decode(encoded(clear.convert(mode)), SIZE).rgb.min() == 255
+
+
+@pytest.mark.parametrize("size", [(SIZE, SIZE), (120, 80), (80, 120), (149, 300)])
+@pytest.mark.parametrize(
+    "options", [{}, {"progressive": True}, {"subsampling": 0}, {"restart_marker_blocks": 2}], ids=str
+)
+def test_plain_jpegs_are_what_pillow_makes_of_them(size: tuple[int, int], options: dict[str, Any]) -> None:
+    content = encoded(picture(*size), "JPEG", **options)
+    assert plain_size(content) == size
+    image, width, height = open_rgb(content, SIZE)
+    found = decode(content, SIZE)
+    assert (found.width, found.height) == (width, height) == size
+    assert np.array_equal(found.rgb, images.resize(image, SIZE))
+
+
+def test_a_plain_head_does_not_hide_a_bomb() -> None:
+    """What fills up before a marker is not the head of a segment, though it can be read as one."""
+    frame = b"\x00\x11\x08\xff\x00\xff\x00\x03\x01\x22\x00\x02\x11\x01\x03\x11\x01"
+    plain = encoded(picture(), "JPEG")
+    hidden = b"\xff\xd8\xff\xff\xc0" + frame + bytes(0xC000 - len(frame) - 1) + plain[2:]
+    assert plain_size(hidden) is None
+    with pytest.raises(ImageError):
+        decode(hidden, SIZE)
 
 
 BAD = {

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from nic_model.captioner import Captioner, Failure
-from nic_model.images import decode
-from nic_model.nvjpeg import decode_plain, plain_size
+from nic_model.images import decode, plain_size
+from nic_model.nvjpeg import decode_plain
 from tests.nic_model.test_captioner import photographs
 from tests.nic_model.test_execution import CPU
 from tests.tiny import tiny_model_directory

@@ -202,7 +202,7 @@ def test_packaged_weights_name_what_is_in_a_picture() -> None:
     classifier = list(state.values())[-2:]
     content = Path(__file__).parents[2].joinpath("samples/images/dog.jpg").read_bytes()
     with torch.inference_mode():
-        features = encoder(torch.from_numpy(decode(content, 224).rgb)[None])
+        features = encoder(torch.as_tensor(decode(content, 224).rgb)[None])
         best = int((features @ classifier[0].T + classifier[1]).argmax())
     assert 151 <= best <= 268  # ImageNet's breeds of dogs
 
