@@ -1,6 +1,6 @@
 """How fast captions are scored, beside COCO's own code on the same rows.
 
-    .venv/bin/python tests/bench/bench_evaluation.py --data ../shared/flickr8k --rows 1000000
+    .venv/bin/python tests/bench/bench_evaluation.py --data flickr8k --rows 1000000
 
 Makes captions tables and references tables, five references each, from Flickr8k by repetition with a word changed in
 every text. Scores some rows (--beside) with this project, on two cores and 2 GiB of driver memory, and with

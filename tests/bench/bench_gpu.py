@@ -14,7 +14,7 @@ and by Show, Attend and Tell, each on a ResNet-50. No Spark, no Java. Weights ar
 
 and how end to end compares with the slowest stage, and with encoding and search in turn.
 
-    .venv/bin/python tests/bench/bench_gpu.py --agreement '../shared/flickr8k/dev-*.parquet' --images 300
+    .venv/bin/python tests/bench/bench_gpu.py --agreement 'flickr8k/dev-*.parquet' --images 300
 
 counts instead how many captions of the shipped model in fp16 and in bf16 are those of fp32, on any device, and, on a
 GPU, how many of the images that nvJPEG decodes.

@@ -1,6 +1,6 @@
 """How the job grows: from some thousand images to many, and from one worker to two.
 
-    .venv/bin/python tests/bench/bench_growth.py --images '../shared/flickr8k/train-*.parquet' --runs 1:5000 2:5000
+    .venv/bin/python tests/bench/bench_growth.py --images 'flickr8k/train-*.parquet' --runs 1:5000 2:5000
 
 Runs jobs/caption_images.py on a standalone cluster of so many workers over so many images, made by repetition, for
 each of --runs; each worker has one core and is kept on it. For each run it prints images per second, start-up told
