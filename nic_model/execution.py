@@ -179,9 +179,11 @@ def _compile(
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
-    with torch.no_grad(), warnings.catch_warnings():
+    module.eval()
+    with torch.no_grad(), _constant(module), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of tracing, that constants stay constant
-        traced = torch.jit.trace(module.eval(), example, check_trace=False)
+        # As a function: of a module, tracing would first make a script of each module in it.
+        traced = torch.jit.trace(lambda *inputs: module(*inputs), example, check_trace=False)
         # Not openvino.convert_model, which first reports home and waits for the answer.
         frontend = FrontEndManager().load_by_framework("pytorch")
         decoder = TorchScriptPythonDecoder(traced, example_input=example)
@@ -203,6 +205,18 @@ def _compile(
         if found.shape != right.shape or not (found - right).norm() <= TOLERANCE[precision] * right.norm():
             raise RuntimeError("its results are not PyTorch's")
     return request
+
+
+@contextmanager
+def _constant(module: nn.Module) -> Iterator[None]:
+    """Lets the weights of `module` be constants of what is traced, which those that learn cannot be."""
+    learning = [weight for weight in module.parameters() if weight.requires_grad]
+    module.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight in learning:
+            weight.requires_grad_(True)
 
 
 def _infer(request: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:

@@ -6,7 +6,6 @@ import logging
 import os
 import re
 import sys
-import tempfile
 import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -98,7 +97,7 @@ def ship_code(spark: SparkSession) -> None:
             packed.writestr(zipfile.ZipInfo(file.relative_to(root).as_posix()), file.read_bytes())
     name = f"nic-{hashlib.sha256(content.getvalue()).hexdigest()[:16]}.zip"
     if not any(there.endswith(f"/{name}") for there in spark.sparkContext.listFiles):
-        archive = Path(tempfile.mkdtemp(prefix="nic-")) / name  # Spark's server reads it as long as the session lives
+        archive = Path(spark.sparkContext._temp_dir) / name  # where Spark's server reads it, and which Spark deletes
         archive.write_bytes(content.getvalue())
         spark.sparkContext.addPyFile(str(archive))
 

@@ -145,6 +145,7 @@ def test_code_is_shipped_once(spark: SparkSession) -> None:
     (archive,) = [there for there in spark.sparkContext.listFiles if "/nic-" in there]
     local = Path(SparkFiles.getRootDirectory(), archive.rpartition("/")[2])
     assert {"jobs/common/udfs.py", "nic_model/captioner.py"} <= set(zipfile.ZipFile(local).namelist())
+    assert Path(spark.sparkContext._temp_dir, local.name).exists()  # where it goes when Spark does
 
 
 def test_a_run_that_cannot_go_on_ends_the_query() -> None:

@@ -67,8 +67,12 @@ def test_half_precision_is_near() -> None:
 @torch.inference_mode()
 def test_an_encoder_alone_is_hastened() -> None:
     lower, pixels = Lower(model_of("resnet18").encoder, 2), colours(9)
+    first, *others = lower.parameters()
+    first.requires_grad_(False)
     fast = hasten(lower, pixels[:4])
     assert fast is not lower
+    assert not first.requires_grad
+    assert all(weight.requires_grad for weight in others)  # what learns goes on learning
     for n in (9, 1):
         found, right = fast(pixels[:n]), lower(pixels[:n])
         assert found.shape == right.shape
