@@ -11,7 +11,7 @@ part after part, round after round, and prints the best round of each:
     pandas_udf  an iterator pandas UDF: Pillow, then the same model in eager PyTorch and a plain beam search
     predict     predict_batch_udf likewise
     *_search    the same two with this project's search
-    *_bf16      with this, and bf16, which changes captions
+    *_bf16      with this, and bf16, which changes captions, where the processor has it
 
 The recipes compute what the job computes, on the first --recipe-rows of the images, and time their start-up apart too.
 
@@ -140,13 +140,6 @@ def parts(options: argparse.Namespace, spark: SparkSession, folder: Path) -> dic
 
         return run
 
-    in_bf16 = {
-        "pandas_udf_bf16": recipe(with_pandas_udf, How(bf16=True, our_search=True)),
-        "predict_bf16": recipe(with_predict_batch_udf, How(bf16=True, our_search=True)),
-    }
-    if "bf16" not in Path("/proc/cpuinfo").read_text():  # would take half an hour
-        print("no recipes in bf16, which this processor does not have", file=sys.stderr)
-        in_bf16 = {}
     return {
         "search": search_all,
         "decode": lambda name: deque(decoded(name), maxlen=0),
@@ -155,7 +148,8 @@ def parts(options: argparse.Namespace, spark: SparkSession, folder: Path) -> dic
         "predict": recipe(with_predict_batch_udf, How()),
         "pandas_udf_search": recipe(with_pandas_udf, How(our_search=True)),
         "predict_search": recipe(with_predict_batch_udf, How(our_search=True)),
-        **in_bf16,
+        "pandas_udf_bf16": recipe(with_pandas_udf, How(bf16=True, our_search=True)),
+        "predict_bf16": recipe(with_predict_batch_udf, How(bf16=True, our_search=True)),
     }
 
 
@@ -206,7 +200,7 @@ def main() -> None:
     parser.add_argument("--recipe-batch-size", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--agreement", action="store_true")
-    parser.add_argument("--only", nargs="*", help="parts to run (default: all)")
+    parser.add_argument("--only", nargs="*", help="parts to run (default: all that suit the processor)")
     options = parser.parse_args()
     files = sorted(file for pattern in options.images for file in glob.glob(pattern))  # noqa: PTH207
     options.model = options.model.resolve()
@@ -220,7 +214,9 @@ def main() -> None:
             write_images(files, rows, folder / f"{name}.parquet")
         spark = start_spark()
         every = parts(options, spark, folder)
-        every = {name: work for name, work in every.items() if not options.only or name in options.only}
+        has_bf16 = "bf16" in Path("/proc/cpuinfo").read_text()  # without, those recipes take half an hour
+        only = options.only or [name for name in every if has_bf16 or not name.endswith("_bf16")]
+        every = {name: work for name, work in every.items() if name in only}
         starts, best = {}, dict.fromkeys(every, float("inf"))
         for _ in range(options.rounds):
             for name, work in every.items():
