@@ -29,12 +29,13 @@ Usage: ./spark-submit.sh [SPARK OPTIONS] JOB [JOB OPTIONS]
        ./spark-submit.sh --pack [FOLDER]
 
 Runs a job of this project on Spark, from any directory. The first run makes the Python
-environment .venv (about 6 GB, some minutes); later runs start at once.
+environment .venv (about 6 GB, some minutes) and captions the samples, so that Java can
+archive the classes it loads; later runs start at once.
 
   SPARK OPTIONS  whatever spark-submit takes: --master, --conf, --driver-memory, --packages, ...
                  With no master named, Spark runs here on all cores.
   JOB            a Python file; a relative path is looked up here, then in the project
-  --setup        only make the environment and the package zip
+  --setup        only make the environment, the archive of classes and the package zip
   --pack         only make what executors need whose Python has none of the packages: in FOLDER
                  (default build/pack) environment.tar.gz and nic.zip; prints how to use them
 
@@ -61,7 +62,7 @@ TEXT
 
 # --- Java and Python -------------------------------------------------------------------------------
 
-find_java() { # sets java; fails where it is missing or older than 17
+find_java() { # sets java and java_version; fails where it is missing or older than 17
     local install='Install it: "apt-get install default-jre-headless" (Debian, Ubuntu), "brew install openjdk@17" (macOS), "conda install -c conda-forge openjdk=17".'
     if [[ -z ${JAVA_HOME:-} && -x /usr/libexec/java_home ]]; then # macOS
         JAVA_HOME=$(/usr/libexec/java_home -v 17+ 2>/dev/null || true)
@@ -75,9 +76,9 @@ find_java() { # sets java; fails where it is missing or older than 17
         java=$(command -v java || true)
         [[ -n $java ]] || fail "Java 17 or later is needed; none was found (no java on PATH, JAVA_HOME not set). $install"
     fi
-    local text major
-    text=$("$java" -version 2>&1 || true)
-    [[ $text =~ version\ \"([0-9]+)(\.([0-9]+))? ]] || fail "Java 17 or later is needed; \"$java -version\" does not run. $install"
+    local major
+    java_version=$("$java" -version 2>&1 || true)
+    [[ $java_version =~ version\ \"([0-9]+)(\.([0-9]+))? ]] || fail "Java 17 or later is needed; \"$java -version\" does not run. $install"
     major=${BASH_REMATCH[1]}
     [[ $major != 1 ]] || major=${BASH_REMATCH[3]:-1} # "1.8.0_392" is Java 8
     ((major >= 17)) || fail "Java 17 or later is needed; $java is Java $major. $install"
@@ -198,6 +199,35 @@ set_up() {
     rm -f "$unfinished"
     exec 9>&-
     say "set-up: done in $((SECONDS - begun)) s; later runs start at once"
+    preparing=1
+}
+
+name_classes() { # sets classes: the archive of the classes that a job loads, of this Java and this environment
+    local about
+    about=$(printf '%s\n' "${java_version:-}" "$bundled_spark" "$(cat "$stamp" 2>/dev/null)" | cksum)
+    classes=$root/build/classes-${about%% *}.jsa
+}
+
+# Half of what Java does at the start of a run is to read and check classes, some 20,000. It can archive them, told so as a
+# run begins, and refuses the archive where it or the jars have changed.
+archive_classes() {
+    [[ ! -e $classes ]] || return 0
+    local begun=$SECONDS work=$root/build/.classes.$$
+    say 'set-up: captioning the samples, to see that all works and to let Java archive the classes it loads (a minute or so)'
+    trap 'rm -rf "$root/build/.classes.$$"' EXIT
+    rm -f "$root"/build/classes-*.jsa
+    mkdir -p "$work"
+    if with_clock env -u SPARK_CONF_DIR NIC_CLASSES="$work/classes.jsa" "$root/spark-submit.sh" --master 'local[*]' \
+        jobs/caption_images.py --references "$root/samples/references.parquet" --captions "$work/captions" \
+        >"$work/log" 2>&1; then
+        [[ ! -e $work/classes.jsa ]] || mv "$work/classes.jsa" "$classes" # not every Java can
+        say "set-up: captioned in $((SECONDS - begun)) s"
+    else
+        sed 's/^/  /' "$work/log" >&2
+        say 'set-up: the samples were not captioned: see the lines above'
+    fi
+    rm -rf "$work"
+    trap - EXIT
 }
 
 # Prints two lines: the zip of nic_model and jobs, and where the environment's Spark is (or nothing).
@@ -409,7 +439,9 @@ if [[ -z ${SPARK_HOME:-} || -n ${JAVA_HOME:-} ]] ||
     find_java
 fi
 
+preparing=$setting_up # the environment, where it is the launcher's own
 if [[ -n ${NIC_PYTHON:-} ]]; then
+    preparing=''
     python=$(command -v "$NIC_PYTHON" || true)
     version=$(version_of "${python:-$NIC_PYTHON}")
     [[ -n $version ]] || fail "NIC_PYTHON is $NIC_PYTHON, which does not run"
@@ -423,6 +455,12 @@ fi
 packaged=$(package_sources)
 archive=${packaged%%$'\n'*}
 [[ -z $pack_folder ]] || pack "$pack_folder"
+bundled_spark=${packaged#*$'\n'}
+[[ $bundled_spark != "$packaged" ]] || bundled_spark=''
+name_classes
+if [[ -n $preparing && -n $bundled_spark && -z ${SPARK_HOME:-} ]]; then
+    archive_classes
+fi
 [[ -z $setting_up ]] || exit 0
 
 user_py_files=${user_py_files:-$(property spark.submit.pyFiles)}
@@ -446,8 +484,8 @@ fi
 if [[ -n ${SPARK_HOME:-} ]]; then
     exec "$SPARK_HOME/bin/spark-submit" "${options[@]}" ${job:+"$job"} "$@"
 fi
-SPARK_HOME=${packaged#*$'\n'}
-[[ $SPARK_HOME != "$packaged" && -d $SPARK_HOME/jars ]] || fail "$python has no pyspark: install requirements.lock there, or name your Spark in SPARK_HOME"
+SPARK_HOME=$bundled_spark
+[[ -d $SPARK_HOME/jars ]] || fail "$python has no pyspark: install requirements.lock there, or name your Spark in SPARK_HOME"
 export SPARK_HOME
 
 # What bin/spark-submit does, less one module that nothing here uses and that makes Java begin every
@@ -470,6 +508,17 @@ last=$((${#words[@]} - 1))
 [[ ${words[last]} == 0 ]] || exit "${words[last]}"
 command=()
 for word in "${words[@]:1:last-1}"; do
-    [[ $word == --add-modules=jdk.incubator.vector ]] || command+=("${word#$'\n'}")
+    case $word in
+    --add-modules=jdk.incubator.vector) ;;
+    # Java keeps classes of jars alone: the folder of settings goes behind them.
+    "$SPARK_CONF_DIR"/:*) command+=("${word#*:}:${word%%:*}") ;;
+    *) command+=("${word#$'\n'}") ;;
+    esac
 done
+if [[ -n ${NIC_CLASSES:-} ]]; then
+    command=("${command[0]}" "-XX:ArchiveClassesAtExit=$NIC_CLASSES" "${command[@]:1}")
+elif [[ -e $classes ]]; then
+    # Where they do not fit, Java loads them as ever, and need not say so.
+    command=("${command[0]}" "-XX:SharedArchiveFile=$classes" -Xlog:cds=off -Xlog:cds+dynamic=off "${command[@]:1}")
+fi
 exec "${command[@]}"

@@ -36,10 +36,10 @@ from jobs.common.logs import Logging
 from jobs.common.outcome import Outcome
 from jobs.common.progress import Progress
 from jobs.common.session import build_session, complain, exit_status, say, systemic, threads
-from jobs.common.sources import Source, find_source, reaching
+from jobs.common.sources import ImageFiles, Source, find_source, reaching
 from jobs.common.storage import Access
 from jobs.common.targets import FORMATS, Target, check_target, find_target
-from jobs.common.udfs import Watch, caption_udf
+from jobs.common.udfs import Watch, caption_udf, warm_worker
 from nic_model.config import Config, DecodeConfig, add_options, given_options, option
 
 __all__ = ["caption_dataframe", "main", "register_sql"]  # for notebooks; for spark-submit
@@ -147,6 +147,9 @@ def _run_waves(
     spark: SparkSession, job: Job, target: Target, check: Callable[[], None], progress: Progress, watch: Watch
 ) -> Outcome:
     config, captioning, outcome = job.config, job.captioning, Outcome()
+    recipe = captioning.recipe(spark)
+    if not config.limit:  # which ends the listing, and with it the Python worker, half way
+        warm_worker(spark, recipe, watch)
     images = job.source.read(spark)
     existing = target.open()
     size = config.wave_size or waves.IMAGES_PER_CORE * spark.sparkContext.defaultParallelism
@@ -158,9 +161,10 @@ def _run_waves(
     outcome.duplicates = plan.duplicates
     total, seconds = sum(wave.size for wave in plan.waves), time.monotonic() - clock
     logger.info("%d images to caption, found in %.1f s; waves: %d", total, seconds, len(plan.waves))
-    storage.probe(plan.some_objects(), captioning.access)
+    if not isinstance(job.source, ImageFiles):
+        storage.probe(plan.some_objects(), captioning.access)
     progress.planned(total, len(plan.waves))
-    caption = caption_udf(captioning.recipe(spark), captioning.access, watch)
+    caption = caption_udf(recipe, captioning.access, watch)
     for number, wave in enumerate(plan.waves):
         progress.begin_wave(wave.size)
         # In Parquet each commit that is replaced is a wave of its own; they are captioned together.

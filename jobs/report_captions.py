@@ -23,7 +23,7 @@ from pyspark.sql import types as T
 from jobs.common import report, scores, tables
 from jobs.common.rows import CAPTIONED
 from jobs.common.session import build_session, exit_status, say
-from jobs.common.sources import Source, find_source, reaching, spread
+from jobs.common.sources import Source, find_source, reaching, task_count
 from jobs.common.storage import Access, SystemicError
 from jobs.common.udfs import import_workers
 from nic_model.model_files import ModelFiles
@@ -142,14 +142,14 @@ def last_runs(spark: SparkSession, captions: str, keys: dict[str, str]) -> list[
 
 def make_thumbnails(spark: SparkSession, job: Job, picked: Sequence[Row]) -> dict[str, Row]:
     """A row of tables.THUMBNAILS by image_id, made on executors. Raises SystemicError where images cannot be had."""
-    wanted = spark.createDataFrame(
-        [(row["image_id"], row["caption"]) for row in picked if row["image_id"] is not None],
-        T.StructType([tables.CAPTIONS["image_id"], tables.CAPTIONS["caption"]]),
-    )
+    columns = T.StructType([tables.CAPTIONS["image_id"], tables.CAPTIONS["caption"]])
+    named = [tuple(row[name] for name in columns.names) for row in picked if row["image_id"] is not None]
+    wanted = tables.from_rows(spark, named, columns)
     read = job.source.read(spark)
     images = read.rows.join(F.broadcast(wanted), "image_id", how="inner")
     if not read.has_content:
-        images = spread(images.withColumn("content", F.lit(None).cast("binary")))
+        images = images.withColumn("content", F.lit(None).cast("binary"))
+        images = images.repartition(task_count(spark, len(picked)))
     images = images.select(CAPTIONED.names)
     files = spark.sparkContext.broadcast(job.files) if job.files else None
     size, access = job.options.thumbnail_size, job.access

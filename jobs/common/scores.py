@@ -12,7 +12,7 @@ from pyspark import StorageLevel
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
-from pyspark.sql.pandas.types import from_arrow_schema, to_arrow_schema
+from pyspark.sql.pandas.types import from_arrow_schema
 
 from jobs.common import bootstrap, segments, slices, tables
 from jobs.common.batches import settle, unpack
@@ -258,20 +258,13 @@ def _frequencies(
 
 def _corpus(spark: SparkSession, scores: list[Score], run_id: str, how: Evaluation) -> DataFrame:
     rows = [row for score in scores if score.slice is None for row in _score_rows(score, run_id, how)]
-    return _small(spark, rows, tables.CORPUS)
+    return tables.from_rows(spark, rows, tables.CORPUS)
 
 
 def _slices(spark: SparkSession, scores: list[Score], run_id: str, how: Evaluation) -> DataFrame:
     sliced = [score for score in scores if score.slice is not None]
     rows = [(score.slice, score.value, *row) for score in sliced for row in _score_rows(score, run_id, how)]
-    return _small(spark, rows, tables.SLICES)
-
-
-def _small(spark: SparkSession, rows: list[tuple[Any, ...]], columns: T.StructType) -> DataFrame:
-    """A table that is part of the plan: Spark starts no Python for it."""
-    schema = to_arrow_schema(columns)
-    arrays = [pa.array(column, f.type) for column, f in zip(zip(*rows, strict=True), schema, strict=True)]
-    return spark.createDataFrame(pa.Table.from_arrays(arrays, schema=schema), columns)
+    return tables.from_rows(spark, rows, tables.SLICES)
 
 
 def _score_rows(score: Score, run_id: str, how: Evaluation) -> list[tuple[Any, ...]]:

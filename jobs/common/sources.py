@@ -4,6 +4,7 @@ Each source becomes `Images`: which they are and where, and their content where 
 """
 
 import glob
+import math
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -21,8 +22,8 @@ from pyspark.sql.pandas.types import to_arrow_schema
 from jobs.common import storage, tables
 from jobs.common.storage import Access, Listed, SystemicError
 
-# Enough for the last tasks of a run to end at about the same time.
 TASKS_PER_CORE = 4
+IMAGES_PER_TASK = 32  # a Python worker takes longer to start than to caption fewer
 
 # In a folder these are taken for images; a glob takes whatever it matches.
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff"})
@@ -36,6 +37,7 @@ START_PATIENCE_SECONDS = 15.0
 
 # A listing of S3 is parted into about so many, where there are folders to part it by.
 LISTINGS = 64
+PARTS = T.StructType([T.StructField("prefix", T.StringType()), T.StructField("delimiter", T.StringType())])
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ class ImageObjects:
     def read(self, spark: SparkSession) -> Images:
         """Executors list, each its part of the folders: the driver never holds the keys."""
         parts = storage.split_listing(*self._place(), self.access, LISTINGS)
-        parted = spark.createDataFrame(parts, "prefix string, delimiter string").repartition(min(len(parts), LISTINGS))
+        parted = tables.from_rows(spark, parts, PARTS).repartition(min(len(parts), LISTINGS))
         return _listing(parted.mapInArrow(self._list, LISTED))
 
     def _list(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -233,11 +235,18 @@ def reaching(source: Source, access: Access) -> Access:
     return replace(access, local=True) if isinstance(source, ImageFiles) else access
 
 
-def spread(rows: DataFrame) -> DataFrame:
-    """Several tasks for each core where the rows come in fewer pieces: a Parquet file of one row group is one piece,
-    however many images it holds. What comes in few pieces is small enough to be moved."""
-    wanted = TASKS_PER_CORE * rows.sparkSession.sparkContext.defaultParallelism
-    return rows if rows.rdd.getNumPartitions() >= wanted else rows.repartition(wanted)
+def task_count(spark: SparkSession, size: int) -> int:
+    """In how many tasks `size` images are captioned: several for each core, so that all end at about the same time."""
+    wanted = max(1, math.ceil(size / IMAGES_PER_TASK))
+    return min(wanted, TASKS_PER_CORE * spark.sparkContext.defaultParallelism)
+
+
+def spread(picked: DataFrame, rows: DataFrame, size: int) -> DataFrame:
+    """`picked`, which are `size` images out of `rows`, in `task_count` tasks where `rows` come in fewer pieces: a
+    Parquet file of one row group is one piece, however many images it holds. What comes in few pieces is small enough
+    to be moved."""
+    count = task_count(rows.sparkSession, size)
+    return picked if rows.rdd.getNumPartitions() >= count else picked.repartition(count)
 
 
 def _with_unit(table: DataFrame) -> DataFrame:

@@ -7,18 +7,20 @@ import glob
 import os
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from functools import reduce
 from operator import and_
 from typing import Any
 
+import pyarrow as pa
 import pyspark
 from py4j.protocol import Py4JJavaError
 from pyspark.errors import AnalysisException, PySparkException
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
+from pyspark.sql.pandas.types import to_arrow_schema
 
 from jobs.common.files import Folder
 
@@ -282,6 +284,12 @@ def _quoted(field: T.StructField) -> str:
     return str(field.metadata["comment"]).replace("'", "\\'")
 
 
+def from_rows(spark: SparkSession, rows: Iterable[tuple[Any, ...]], columns: T.StructType) -> DataFrame:
+    """A table that is part of the plan: Spark starts no Python for it, as it does for one made from a list."""
+    named = [dict(zip(columns.names, row, strict=True)) for row in rows]
+    return spark.createDataFrame(pa.Table.from_pylist(named, to_arrow_schema(columns)), columns)
+
+
 def write_table(table: DataFrame, location: str, mode: str, rebalance: bool = True) -> None:
     """Writes `table`; `mode` is append or overwrite. Files come out at the size that Spark's advisory size says, or,
     without `rebalance`, one for each partition, which saves a shuffle."""
@@ -323,7 +331,7 @@ def append_run(spark: SparkSession, captions: str, values: dict[str, Any]) -> No
     row = {"spark_version": pyspark.__version__, "finished_at": datetime.now(UTC), **values}
     unknown = set(row) - set(RUNS.names)
     assert not unknown, unknown
-    table = spark.createDataFrame([tuple(row.get(name) for name in RUNS.names)], RUNS)
+    table = from_rows(spark, [tuple(row.get(name) for name in RUNS.names)], RUNS)
     write_table(table.coalesce(1), beside(captions, "runs"), "append", rebalance=False)
 
 

@@ -1,11 +1,13 @@
 """Spark's side of captioning: broadcasts the models, and gives mapInArrow a function for the executors. Without torch,
 which a driver does not need."""
 
+import contextlib
 import functools
 import gc
 import logging
+import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyspark import Accumulator, AccumulatorParam, Broadcast
+from pyspark.sql import SparkSession
 
 from jobs.common import logs
 from jobs.common.logs import Logging
@@ -71,6 +74,29 @@ def caption_udf(recipe: CaptionerRecipe, access: Access, watch: Watch | None = N
         return none_stopped(captioned) if watch is None else _counted(captioned, watch.counts)
 
     return caption
+
+
+def warm_worker(spark: SparkSession, recipe: CaptionerRecipe, watch: Watch) -> None:
+    """Has one Python worker load the models while the driver looks for what to caption. Only where Spark runs on this
+    machine alone: of a cluster's workers, one would be another's."""
+    context = spark.sparkContext
+    kept = context.getConf().get("spark.python.worker.reuse", "true").lower() == "true"
+    if not (kept and (context.master or "").startswith("local")):
+        return
+
+    def begin(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        deque(batches, maxlen=0)  # Spark ends a Python worker that leaves input unread
+        logs.configure(watch.logging)
+        # The task ends at once: its core, and this worker, list the images meanwhile.
+        threading.Thread(target=load, name="warm", daemon=True).start()
+        return iter(())
+
+    def load() -> None:
+        with contextlib.suppress(Exception):  # the task that needs the models meets it too, and says so
+            import_workers().make_captioner(recipe)
+
+    rows = spark.range(1, numPartitions=1)
+    rows.mapInArrow(begin, rows.schema).write.format("noop").mode("overwrite").save()
 
 
 @functools.cache

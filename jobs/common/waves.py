@@ -8,7 +8,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from jobs.common import tables
-from jobs.common.sources import TASKS_PER_CORE, Images, spread
+from jobs.common.sources import Images, spread, task_count
 from jobs.common.targets import Target
 
 # Some minutes of captioning for a core without a GPU.
@@ -52,15 +52,15 @@ class Plan:
         replaces = F.col("replaces").isin(*wave.replaces) if wave.replaces else F.col("replaces").isNull()
         todo = _of_units(self.todo.where(replaces), wave)
         if not self.images.has_content:
-            # Several tasks for each core, so that all end at about the same time. Ids and uris are quickly moved.
-            tasks = TASKS_PER_CORE * todo.sparkSession.sparkContext.defaultParallelism
-            rows = todo.withColumn("content", F.lit(None).cast("binary")).repartition(min(tasks, wave.size))
-            return rows.select(tables.TO_CAPTION.names)
+            # Ids and uris are quickly moved.
+            rows = todo.withColumn("content", F.lit(None).cast("binary"))
+            return rows.repartition(task_count(todo.sparkSession, wave.size)).select(tables.TO_CAPTION.names)
         wanted = todo.select(F.col("image_id").alias("id"), F.col("image_version").alias("version"), "attempts")
         if wave.size <= BROADCAST:
             wanted = F.broadcast(wanted)  # or Spark, which does not know how few they are, would move the images
         same = F.col("image_id").eqNullSafe(F.col("id")) & F.col("image_version").eqNullSafe(F.col("version"))
-        rows = spread(_of_units(self.images.rows, wave)).join(wanted, same, how="inner")
+        rows = _of_units(self.images.rows, wave)
+        rows = spread(rows.join(wanted, same, how="inner"), rows, wave.size)
         if self.duplicates:
             rows = rows.dropDuplicates(["image_id"])
         return rows.select(tables.TO_CAPTION.names)

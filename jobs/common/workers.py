@@ -5,6 +5,7 @@ import logging
 import os
 import socket
 import stat
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -27,6 +28,8 @@ from nic_model.mapping import MappedModel
 from nic_model.model_files import ModelFiles
 
 logger = logging.getLogger("jobs.executor")
+
+_making = threading.Lock()  # a task may come while the models are being loaded ahead of it
 
 
 def caption_task(
@@ -66,7 +69,11 @@ def make_captioner(recipe: CaptionerRecipe) -> Captioner:
 
 def _captioner(recipe: CaptionerRecipe, device: str) -> Captioner:
     """Made once for each GPU in each Python worker, which Spark keeps for many tasks, on this GPU or that."""
-    made = _captioners(recipe)
+    with _making:
+        return _make_once(_captioners(recipe), recipe, device)
+
+
+def _make_once(made: dict[str, Captioner], recipe: CaptionerRecipe, device: str) -> Captioner:
     if device not in made:
         use_task_cores()
         started = time.monotonic()

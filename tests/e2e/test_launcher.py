@@ -77,7 +77,27 @@ class Copy:
         return path
 
     def java(self, version: str = "17.0.15") -> None:
-        self.script("java", f"echo 'openjdk version \"{version}\" 2025-04-15' >&2")
+        """One that runs no job, and prints the options for itself that it is given.
+
+        A file beside the log named `failing` makes the job fail.
+        """
+        run = self.script(
+            "run",
+            f"""for option; do
+                case "$option" in
+                -XX:ArchiveClassesAtExit=*) : > "${{option#*=}}" ;;
+                -XX:* | -Xlog:*) echo "$option" ;;
+                esac
+            done
+            [ ! -e '{self.log}.failing' ] || {{ echo 'no captions today'; exit 1; }}""",
+        )
+        self.script(
+            "java",
+            f"""case "$*" in
+            *launcher.Main*) printf '\\n\\0%s\\0' '{run}' && printf '%s\\0' "$@" ;;
+            *) echo 'openjdk version "{version}" 2025-04-15' >&2 ;;
+            esac""",
+        )
 
     def python(self) -> None:
         """A python that makes an environment in no time, where pip only notes what it was asked for.
@@ -245,10 +265,12 @@ def test_the_environment_is_made_once(copy: Copy) -> None:
     done = copy.run("--setup")
     assert done.returncode == 0, done.stderr
     lines = done.stderr.splitlines()
-    assert [line.split()[1] for line in lines] == ["set-up,", "set-up:", "set-up:"]
+    assert [line.split()[1] for line in lines] == ["set-up,", *["set-up:"] * 4]
     assert "making .venv" in lines[0]
     assert "6 GB" in lines[1]
     assert "later runs start at once" in lines[2]
+    assert "captioning the samples" in lines[3]
+    assert "captioned in" in lines[4]
     # setuptools first, since pyspark is built with it; then everything.
     assert copy.notes() == ["venv", "pip", "pip"]
 
@@ -306,6 +328,40 @@ def test_of_two_set_ups_at_once_one_waits(copy: Copy) -> None:
     assert [process.returncode for process in both] == [0, 0]
     assert copy.notes() == ["venv", "pip", "pip"]
     assert sum("waiting for it" in text for text in said) == 1
+
+
+def test_classes_are_archived_once_for_each_java(copy: Copy) -> None:
+    def run() -> list[str]:
+        done = copy.run("jobs/caption_images.py")
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout.splitlines()
+
+    def archives() -> list[Path]:
+        return list((copy.root / "build").glob("classes-*"))
+
+    copy.java()
+    copy.python()
+    assert copy.run("--setup").returncode == 0
+    [first] = archives()
+    assert run() == [f"-XX:SharedArchiveFile={first}", "-Xlog:cds=off", "-Xlog:cds+dynamic=off"]
+    copy.java("17.0.16")
+    assert run() == []
+    assert "captioning the samples" in copy.run("--setup").stderr
+    [second] = archives()
+    assert first != second
+    assert f"-XX:SharedArchiveFile={second}" in run()
+    assert not list((copy.root / "build").glob(".classes*"))
+
+
+def test_samples_that_are_not_captioned_do_not_stop_set_up(copy: Copy) -> None:
+    copy.java()
+    copy.python()
+    Path(f"{copy.log}.failing").touch()
+    done = copy.run("--setup")
+    assert done.returncode == 0
+    assert "no captions today" in done.stderr
+    assert "were not captioned" in done.stderr
+    assert [path.name for path in (copy.root / "build").iterdir() if "classes" in path.name] == []
 
 
 # --- The zip ---------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 import json
 import os
+import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -12,8 +14,12 @@ from pyspark.sql import DataFrame, SparkSession
 
 from jobs import caption_images
 from jobs.common import tables
+from jobs.common.captioning import CaptioningConfig, read_captioning
+from jobs.common.logs import Logging
 from jobs.common.session import exit_status
 from jobs.common.sources import ImageFiles, ImageObjects, ImageTable, find_source, spread
+from jobs.common.storage import Access
+from jobs.common.udfs import StatusCounts, Watch, import_workers, warm_worker
 from nic_model.captioner import Captioner
 from nic_model.checkpoint import CaptionModel, save_model
 from nic_model.config import DecodeConfig
@@ -105,6 +111,21 @@ def test_other_settings_stand_beside_and_overwrite_replaces(spark: SparkSession,
     assert spark.read.parquet(out).count() == 2
 
 
+def test_a_python_worker_loads_the_models_ahead(spark: SparkSession, tmp_path: Path) -> None:
+    captioning = read_captioning([str(tiny_model_directory(tmp_path, seed=7))], CaptioningConfig(), {}, Access())
+    recipe = captioning.recipe(spark)
+    warm_worker(spark, recipe, Watch(spark.sparkContext.accumulator(Counter(), StatusCounts()), Logging("text")))
+
+    def look(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        list(batches)
+        yield pa.RecordBatch.from_pydict({"made": [len(import_workers()._captioners(recipe))]})
+
+    end = time.monotonic() + 60
+    while not (made := spark.range(1, numPartitions=1).mapInArrow(look, "made long").collect())[0]["made"]:
+        assert time.monotonic() < end
+    assert made[0]["made"] == 1
+
+
 def test_hostile_folder_gives_a_row_each(spark: SparkSession, model: Path, tmp_path: Path) -> None:
     expected = write_hostile_folder(tmp_path / "hostile", photos(20))
     assert run(model, tmp_path / "hostile", "--captions", tmp_path / "out") == 0
@@ -126,7 +147,9 @@ def image_table(path: Path, rows: Sequence[dict[str, object]], **columns: pa.Dat
 def test_parquet_of_one_row_group_is_spread(spark: SparkSession, model: Path, tmp_path: Path) -> None:
     rows = [{"image_id": str(n), "content": content} for n, content in enumerate(photographs(9))]
     source = image_table(tmp_path / "images.parquet", [*rows, {"image_id": "none"}, {"content": b"x"}])
-    assert spread(ImageTable(str(source)).read(spark).rows).rdd.getNumPartitions() == 8
+    images = ImageTable(str(source)).read(spark).rows
+    for size, tasks in ((11, 1), (33, 2), (10_000, 8)):
+        assert spread(images, images, size).rdd.getNumPartitions() == tasks
     assert run(model, source, "--captions", tmp_path / "out") == 0
     found = spark.read.parquet(str(tmp_path / "out")).groupBy("status").count().collect()
     assert {row["status"]: row["count"] for row in found} == {"ok": 9, "fetch_error": 1, "invalid_id": 1}

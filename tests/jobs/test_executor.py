@@ -1,15 +1,20 @@
 """What executors run, without Spark: one row out for each row in, whatever the rows are."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pyarrow as pa
 import pytest
 
-from jobs.common import storage
+from jobs.common import storage, workers
 from jobs.common.executor import caption_batches, fetch
 from jobs.common.rows import INPUT, OUTPUT, STOPPED
 from jobs.common.storage import Access
+from jobs.common.udfs import CaptionerRecipe
 from nic_model.captioner import Captioner, Failure
+from nic_model.model_files import ModelFiles
 from tests.nic_model.test_captioner import SmallGpu, photographs
 from tests.tiny import tiny_model_directory
 
@@ -70,6 +75,18 @@ def test_a_gpu_without_room_for_one_image_stops_the_run(tmp_path: Path) -> None:
     (row,) = batch.to_pylist()
     assert (row["status"], row["image_id"]) == (STOPPED, None)
     assert row["error_message"] == "no room for one image on cpu: CUDA out of memory. Tried to allocate 2.00 GiB"
+
+
+def test_tasks_at_once_share_one_captioner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One may come while the models are being loaded ahead of it."""
+    (tmp_path / "local").mkdir()
+    monkeypatch.setenv("SPARK_LOCAL_DIRS", str(tmp_path / "local"))
+    files = ModelFiles.read(tiny_model_directory(tmp_path / "model"))
+    broadcast: Any = SimpleNamespace(value=(files,))
+    recipe = CaptionerRecipe((files.model_id,), files.settings()[1], "cpu", "fp32", 2, "cpu", broadcast)
+    with ThreadPoolExecutor(4) as pool:
+        made = set(pool.map(lambda _: workers.make_captioner(recipe), range(4)))
+    assert [captioner.model_id for captioner in made] == [files.model_id]
 
 
 def test_no_batches_no_batches(captioner: Captioner) -> None:
