@@ -198,7 +198,7 @@ set_up() {
     mv "$stamp.new" "$stamp"
     rm -f "$unfinished"
     exec 9>&-
-    say "set-up: done in $((SECONDS - begun)) s; later runs start at once"
+    say "set-up: installed in $((SECONDS - begun)) s"
     preparing=1
 }
 
@@ -221,7 +221,7 @@ archive_classes() {
         jobs/caption_images.py --references "$root/samples/references.parquet" --captions "$work/captions" \
         >"$work/log" 2>&1; then
         [[ ! -e $work/classes.jsa ]] || mv "$work/classes.jsa" "$classes" # not every Java can
-        say "set-up: captioned in $((SECONDS - begun)) s"
+        say "set-up: captioned in $((SECONDS - begun)) s; later runs start sooner"
     else
         sed 's/^/  /' "$work/log" >&2
         say 'set-up: the samples were not captioned: see the lines above'

@@ -9,7 +9,10 @@ from torch import nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from nic_model.batches import load_views
+from nic_model.batches import ImageViews, load_views
+from nic_model.config import TrainConfig
+from nic_model.datasets import Example
+from nic_model.encoder import Encoder, Lower
 from nic_model.execution import hasten
 
 Encode = Callable[[torch.Tensor], torch.Tensor]
@@ -57,6 +60,42 @@ class FeatureCache:
                 at += len(part)
                 progress.update(len(part))
         return whole.clone()
+
+
+class Views:
+    """Views of the training images, for an epoch to draw from: as they are, out of the stages that stay frozen, or out
+    of the whole encoder. With `config.views` these are computed once; without, each epoch has one of its own."""
+
+    def __init__(self, cache: FeatureCache, train: Sequence[Example], encoder: Encoder, config: TrainConfig) -> None:
+        """`encoder` is in evaluation mode."""
+        self._cache, self._train, self._encoder, self._config = cache, train, encoder, config
+
+    def images(self, view: int) -> ImageViews:
+        """0 is the images as they are."""
+        config = self._config
+        return ImageViews(self._train, self._encoder.config.image_size, config.seed, view, config.least_area)
+
+    def hidden(self, epoch: int) -> list[torch.Tensor]:
+        """What goes into the stages that fine-tuning trains: views (N, C, h, w)."""
+        stages = self._config.fine_tune_stages
+        lower = Lower(self._encoder, stages)
+        return self._kept(f"stages_{stages}", epoch, lambda view: self._cache.encode(self.images(view), lower))
+
+    def features(self, name: str, epoch: int) -> list[torch.Tensor]:
+        """What comes out of the encoder as it is now: views (N, D) or (N, P, D)."""
+        stages, encoder = self._config.fine_tune_stages, self._encoder
+
+        def compute(view: int) -> torch.Tensor:
+            if not stages or not self._config.views:
+                return self._cache.encode(self.images(view), encoder)
+            return self._cache.encode(self.hidden(epoch)[view], lambda batch: encoder.upper(batch.float(), stages))
+
+        return self._kept(name, epoch, compute)
+
+    def _kept(self, name: str, epoch: int, compute: Callable[[int], torch.Tensor]) -> list[torch.Tensor]:
+        if self._config.views:
+            return self._cache.views(name, self._config.views, compute)
+        return [compute(epoch + 1)]
 
 
 def random_views(views: Sequence[torch.Tensor], seed: int, batches: list[list[int]]) -> Iterator[torch.Tensor]:

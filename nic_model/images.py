@@ -10,7 +10,7 @@ import numpy as np
 import simplejpeg
 import torch
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import AvifImagePlugin, ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch.nn import functional
 
 # Decoded, a photograph takes 4 bytes a pixel and the conversion to RGB a second copy: 100 megapixels, the largest
@@ -27,7 +27,9 @@ EXIF = b"Exif\0\0"
 
 # Formats that people caption. Pillow knows some forty more, several of them rarely used code that parses hostile
 # bytes, or programs in disguise (EPS runs Ghostscript).
-FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF")
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "AVIF", "BMP", "TIFF")
+
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # for an image: several are decoded at a time
 
 
 # Pillow warns of what we check ourselves (size) or can live with (odd EXIF). Once and for all, since what Python has

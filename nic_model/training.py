@@ -5,10 +5,8 @@ import csv
 import hashlib
 import json
 import logging
-import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -22,10 +20,11 @@ from nic_model.captioner import pick_device
 from nic_model.checkpoint import CaptionModel, save_model
 from nic_model.config import DecodeConfig, ModelConfig, TrainConfig
 from nic_model.datasets import Example
-from nic_model.encoder import Lower, load_pretrained
-from nic_model.features import Encode, FeatureCache, random_views, save_atomically
+from nic_model.encoder import load_pretrained
+from nic_model.features import Encode, FeatureCache, Views, random_views, save_atomically
 from nic_model.halves import halve_pointwise
 from nic_model.model_files import ModelFiles
+from nic_model.phases import Phase, make_optimizer, phases
 from nic_model.scores import References, score
 from nic_model.search import DECODE_GREEDY, beam_search
 from nic_model.self_critical import Reward, advantages, draw, self_critical_loss
@@ -33,16 +32,6 @@ from nic_model.show_tell import Captions
 from nic_model.vocabulary import Vocabulary, sentence
 
 logger = logging.getLogger("nic_model.train")
-
-
-@dataclass(frozen=True)
-class Phase:
-    """Epochs of one kind, with the highest learning rates of the decoder and of the encoder; None: it is frozen."""
-
-    name: str
-    epochs: int
-    decoder_rate: float
-    encoder_rate: float | None = None
 
 
 class Training:
@@ -75,23 +64,11 @@ class Training:
         self.averaged = self.average.module.eval()
         if self.bf16 and self.device.type == "cpu":
             halve_pointwise(self.model.encoder)
+        self.phases = phases(self.config)
         self.cache = FeatureCache(self.state_dir, self.device, self.config.workers)
+        self.views = Views(self.cache, train, self.averaged.encoder, self.config)
         self.history: list[dict[str, Any]] = []
         self._dev_features: torch.Tensor | None = None
-
-    @property
-    def phases(self) -> list[Phase]:
-        c = self.config
-        return [
-            Phase("frozen", c.frozen_epochs, c.learning_rate),
-            Phase("fine-tuning", c.fine_tune_epochs, c.fine_tune_learning_rate, c.encoder_learning_rate),
-            Phase(
-                "self-critical",
-                c.self_critical_epochs,
-                c.self_critical_learning_rate,
-                c.self_critical_encoder_learning_rate or None,
-            ),
-        ]
 
     def run(self) -> None:
         """Trains from where the last interruption left it to the end."""
@@ -116,7 +93,8 @@ class Training:
         return bool(patience) and len(scores) > patience and max(scores[-patience:]) <= max(scores[:-patience])
 
     def _start(self, phase: Phase) -> None:
-        self.optimizer, self.schedule = self._optimizer(phase)
+        steps = phase.epochs * len(shuffled(len(self.train), self.config.batch_size, self.config.seed, 0))
+        self.optimizer, self.schedule = make_optimizer(self.model, phase, self.config, steps)
         self._dev_features = None
 
     def _epoch(self, phase: Phase) -> None:
@@ -177,11 +155,11 @@ class Training:
         config, encoder, seed = self.config, self.model.encoder, hash((self.config.seed, epoch)) % 2**63
         if phase.encoder_rate is None:
             tuned = bool(self._rows_of(self.phases[1]))  # by then frozen stages hold other weights
-            return random_views(self._features("tuned" if tuned else "features", epoch), seed, batches), None
+            return random_views(self.views.features("tuned" if tuned else "features", epoch), seed, batches), None
         if config.fine_tune_stages:
             upper = partial(encoder.upper, upper_stages=config.fine_tune_stages)
-            return random_views(self._hidden(epoch), seed, batches), upper
-        return load_views(self._views(epoch + 1), batches, config.workers), encoder
+            return random_views(self.views.hidden(epoch), seed, batches), upper
+        return load_views(self.views.images(epoch + 1), batches, config.workers), encoder
 
     def _likelihood_step(self, indices: list[int], features: torch.Tensor) -> tuple[torch.Tensor, float, int]:
         """Loss of the images' captions; its value, and of how many words it is the mean."""
@@ -225,33 +203,6 @@ class Training:
         self.schedule.step()
         self.average.update_parameters(self.model)
 
-    def _hidden(self, epoch: int) -> list[torch.Tensor]:
-        """What goes into the stages that fine-tuning trains: views (N, C, h, w)."""
-        stages = self.config.fine_tune_stages
-        lower = Lower(self.averaged.encoder, stages)
-        return self._kept(f"stages_{stages}", epoch, lambda view: self.cache.encode(self._views(view), lower))
-
-    def _features(self, name: str, epoch: int) -> list[torch.Tensor]:
-        """What comes out of the encoder as it is now: views (N, D) or (N, P, D)."""
-        stages, encoder = self.config.fine_tune_stages, self.averaged.encoder
-
-        def compute(view: int) -> torch.Tensor:
-            if not stages or not self.config.views:
-                return self.cache.encode(self._views(view), encoder)
-            return self.cache.encode(self._hidden(epoch)[view], lambda batch: encoder.upper(batch.float(), stages))
-
-        return self._kept(name, epoch, compute)
-
-    def _kept(self, name: str, epoch: int, compute: Callable[[int], torch.Tensor]) -> list[torch.Tensor]:
-        """The views that an epoch draws from: those kept, or one of its own; `compute` makes one."""
-        if self.config.views:
-            return self.cache.views(name, self.config.views, compute)
-        return [compute(epoch + 1)]  # 0 is the image as it is
-
-    def _views(self, view: int) -> ImageViews:
-        config = self.config
-        return ImageViews(self.train, self.model.config.image_size, config.seed, view, config.least_area)
-
     def _score(self, phase: Phase) -> tuple[dict[str, float], list[str]]:
         """The averaged model's scores (0 to 100) on the dev images, and its captions of them."""
         if self._dev_features is None or phase.encoder_rate is not None:
@@ -266,25 +217,6 @@ class Training:
     @cached_property
     def _dev_references(self) -> References:
         return References([example.captions for example in self.dev])
-
-    def _optimizer(self, phase: Phase) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-        """AdamW over what the phase trains; the rate rises over a tenth of the phase and falls to 0 by a cosine."""
-        config, model = self.config, self.model
-        model.encoder.requires_grad_(False)
-        groups: list[dict[str, Any]] = [{"params": list(model.decoder.parameters()), "lr": phase.decoder_rate}]
-        if phase.encoder_rate is not None:
-            trained = [p.requires_grad_(True) for p in model.encoder.convolutions(config.fine_tune_stages)]
-            groups.append({"params": trained, "lr": phase.encoder_rate})
-        steps = phase.epochs * len(shuffled(len(self.train), config.batch_size, config.seed, 0))
-        rise = max(1, steps // 10)
-
-        def share(step: int) -> float:
-            if step < rise:
-                return (step + 1) / rise
-            return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
-
-        optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
-        return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, share)
 
     def _model(self, config: ModelConfig, encoder_weights: Path | None, init: Path | None) -> CaptionModel:
         if init is None:

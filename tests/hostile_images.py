@@ -49,6 +49,8 @@ def write_hostile_folder(folder: Path, photographs: list[bytes]) -> dict[str, st
         "animation.gif": ("ok", animated_gif(photographs)),
         "truncated_animation.gif": ("ok", truncated_gif(photographs)),
         "photo.webp": ("ok", encode(opened(first), "WEBP", quality=80)),
+        "photo.avif": ("ok", encode(opened(first), "AVIF", quality=60)),
+        "truncated.avif": ("decode_error", encode(opened(first), "AVIF", quality=60)[:-200]),
         "exif_orientation_6.jpg": ("ok", lying_on_its_side(first)),
     }
     folder.mkdir(parents=True, exist_ok=True)

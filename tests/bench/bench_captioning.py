@@ -47,6 +47,7 @@ os.environ |= {"PYTHONPATH": str(ROOT), "PYSPARK_PYTHON": sys.executable, "SPARK
 from jobs import caption_images  # noqa: E402
 from jobs.common.logs import Logging  # noqa: E402
 from jobs.common.session import build_session  # noqa: E402
+from jobs.common.sources import IMAGES_PER_TASK  # noqa: E402
 from nic_model.captioner import Captioner  # noqa: E402
 from nic_model.images import decode  # noqa: E402
 from nic_model.metrics.bleu import corpus_bleu  # noqa: E402
@@ -61,8 +62,8 @@ from tests.bench.recipes import (  # noqa: E402
     with_predict_batch_udf,
 )
 
-FEW = 64  # images that start Python workers and load models
 CORES = os.cpu_count() or 1
+FEW = IMAGES_PER_TASK * CORES  # images that start Python workers and load models
 
 
 def write_images(files: list[str], rows: int, path: Path) -> None:

@@ -268,9 +268,9 @@ def test_the_environment_is_made_once(copy: Copy) -> None:
     assert [line.split()[1] for line in lines] == ["set-up,", *["set-up:"] * 4]
     assert "making .venv" in lines[0]
     assert "6 GB" in lines[1]
-    assert "later runs start at once" in lines[2]
+    assert "installed in" in lines[2]
     assert "captioning the samples" in lines[3]
-    assert "captioned in" in lines[4]
+    assert "later runs start sooner" in lines[4]
     # setuptools first, since pyspark is built with it; then everything.
     assert copy.notes() == ["venv", "pip", "pip"]
 

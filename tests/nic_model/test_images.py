@@ -51,6 +51,8 @@ GOOD = {
     "jpeg": encoded(picture(), "JPEG", quality=95),
     "large jpeg": encoded(picture(1200, 800), "JPEG", quality=95),
     "webp": encoded(picture(), "WEBP", lossless=True),
+    "avif": encoded(picture(), "AVIF", quality=95),
+    "turned avif": encoded(picture().transpose(Image.Transpose.ROTATE_90), "AVIF", quality=95, exif=exif(6)),
     "bmp": encoded(picture(), "BMP"),
     "tiff": encoded(picture(), "TIFF"),
     "gif": encoded(picture(), "GIF"),
@@ -123,6 +125,7 @@ BAD = {
     "text": (b"This is not a photograph.", "decode_error", "not an image in a known format"),
     "truncated jpeg": (GOOD["jpeg"][:600], "decode_error", "OSError"),
     "truncated png": (GOOD["png"][:-30], "decode_error", "OSError"),
+    "truncated avif": (GOOD["avif"][:-30], "decode_error", "Truncated data"),
     "magic number only": (b"\xff\xd8\xff\xe0", "decode_error", "not an image"),
     "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "decode_error", "not an image"),
     "svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "decode_error", "not an image"),
@@ -144,9 +147,10 @@ def test_size_is_checked_before_decoding() -> None:
     assert decode(GOOD["png"], SIZE, max_pixels=120 * 80).width == 120
 
 
+@pytest.mark.parametrize("kind", ["jpeg", "avif"])
 @pytest.mark.parametrize("start", range(0, 400, 7))
-def test_garbled_bytes_are_an_image_or_an_error(start: int) -> None:
-    content = bytearray(GOOD["jpeg"])
+def test_garbled_bytes_are_an_image_or_an_error(start: int, kind: str) -> None:
+    content = bytearray(GOOD[kind])
     content[start : start + 5] = bytes((start * k) % 256 for k in range(3, 8))
     try:
         assert decode(bytes(content), SIZE).rgb.shape == (3, SIZE, SIZE)
