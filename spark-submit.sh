@@ -511,7 +511,7 @@ for word in "${words[@]:1:last-1}"; do
     case $word in
     --add-modules=jdk.incubator.vector) ;;
     # Java keeps classes of jars alone: the folder of settings goes behind them.
-    "$SPARK_CONF_DIR"/:*) command+=("${word#*:}:${word%%:*}") ;;
+    "${SPARK_CONF_DIR%/}"/:*) command+=("${word#*:}:${word%%:*}") ;;
     *) command+=("${word#$'\n'}") ;;
     esac
 done
