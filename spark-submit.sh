@@ -339,7 +339,7 @@ PY
 
 # --- Options ---------------------------------------------------------------------------------------
 
-options=() setting_up='' pack_folder='' job=''
+options=() setting_up='' preparing='' pack_folder='' job=''
 master='' user_py_files='' properties_file='' deploy_mode=''
 
 note_option() { # remembers what the launcher itself has to know
@@ -374,6 +374,7 @@ while (($#)); do
         ;;
     --setup)
         setting_up=1
+        preparing=1 # the classes too, where the environment is the launcher's own
         shift
         ;;
     --pack)
@@ -439,7 +440,6 @@ if [[ -z ${SPARK_HOME:-} || -n ${JAVA_HOME:-} ]] ||
     find_java
 fi
 
-preparing=$setting_up # the environment, where it is the launcher's own
 if [[ -n ${NIC_PYTHON:-} ]]; then
     preparing=''
     python=$(command -v "$NIC_PYTHON" || true)

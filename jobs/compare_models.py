@@ -98,8 +98,7 @@ def describe(row: dict[str, Any]) -> str:
 
 
 def write(spark: SparkSession, rows: list[dict[str, Any]], scores: str) -> None:
-    values = [tuple(row[name] for name in tables.COMPARISONS.names) for row in rows]
-    table = tables.from_rows(spark, values, tables.COMPARISONS)
+    table = tables.from_rows(spark, rows, tables.COMPARISONS)
     tables.write_table(table, part(scores, "comparisons"), mode="append")
 
 

@@ -143,7 +143,7 @@ def last_runs(spark: SparkSession, captions: str, keys: dict[str, str]) -> list[
 def make_thumbnails(spark: SparkSession, job: Job, picked: Sequence[Row]) -> dict[str, Row]:
     """A row of tables.THUMBNAILS by image_id, made on executors. Raises SystemicError where images cannot be had."""
     columns = T.StructType([tables.CAPTIONS["image_id"], tables.CAPTIONS["caption"]])
-    named = [tuple(row[name] for name in columns.names) for row in picked if row["image_id"] is not None]
+    named = [{name: row[name] for name in columns.names} for row in picked if row["image_id"] is not None]
     wanted = tables.from_rows(spark, named, columns)
     read = job.source.read(spark)
     images = read.rows.join(F.broadcast(wanted), "image_id", how="inner")

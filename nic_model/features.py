@@ -1,4 +1,4 @@
-"""What the frozen stages of an encoder make of the training images, computed once and kept."""
+"""Views of the training images, and what the frozen stages of an encoder make of them, computed once and kept."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path

@@ -263,26 +263,31 @@ def _corpus(spark: SparkSession, scores: list[Score], run_id: str, how: Evaluati
 
 def _slices(spark: SparkSession, scores: list[Score], run_id: str, how: Evaluation) -> DataFrame:
     sliced = [score for score in scores if score.slice is not None]
-    rows = [(score.slice, score.value, *row) for score in sliced for row in _score_rows(score, run_id, how)]
+    rows = [
+        {"slice": score.slice, "value": score.value, **row}
+        for score in sliced
+        for row in _score_rows(score, run_id, how)
+    ]
     return tables.from_rows(spark, rows, tables.SLICES)
 
 
-def _score_rows(score: Score, run_id: str, how: Evaluation) -> list[tuple[Any, ...]]:
+def _score_rows(score: Score, run_id: str, how: Evaluation) -> list[dict[str, Any]]:
     """Rows of CORPUS."""
-    now, counts = datetime.now(UTC), (score.n_segments, score.n_missing)
+    now = datetime.now(UTC)
     return [
-        (
-            score.model_id,
-            score.decode_id,
-            metric,
-            of.score,
-            of.low,
-            of.high,
-            *counts,
-            how.signature(metric),
-            run_id,
-            now,
-        )
+        {
+            "model_id": score.model_id,
+            "decode_id": score.decode_id,
+            "metric": metric,
+            "score": of.score,
+            "ci_low": of.low,
+            "ci_high": of.high,
+            "n_segments": score.n_segments,
+            "n_missing": score.n_missing,
+            "signature": how.signature(metric),
+            "run_id": run_id,
+            "evaluated_at": now,
+        }
         for metric, of in score.scores.items()
     ]
 

@@ -133,7 +133,8 @@ class ImageObjects:
 
     def read(self, spark: SparkSession) -> Images:
         """Executors list, each its part of the folders: the driver never holds the keys."""
-        parts = storage.split_listing(*self._place(), self.access, LISTINGS)
+        found = storage.split_listing(*self._place(), self.access, LISTINGS)
+        parts = [{"prefix": prefix, "delimiter": delimiter} for prefix, delimiter in found]
         parted = tables.from_rows(spark, parts, PARTS).repartition(min(len(parts), LISTINGS))
         return _listing(parted.mapInArrow(self._list, LISTED))
 

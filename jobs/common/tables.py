@@ -7,7 +7,7 @@ import glob
 import os
 import re
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import reduce
 from operator import and_
@@ -284,10 +284,12 @@ def _quoted(field: T.StructField) -> str:
     return str(field.metadata["comment"]).replace("'", "\\'")
 
 
-def from_rows(spark: SparkSession, rows: Iterable[tuple[Any, ...]], columns: T.StructType) -> DataFrame:
-    """A table that is part of the plan: Spark starts no Python for it, as it does for one made from a list."""
-    named = [dict(zip(columns.names, row, strict=True)) for row in rows]
-    return spark.createDataFrame(pa.Table.from_pylist(named, to_arrow_schema(columns)), columns)
+def from_rows(spark: SparkSession, rows: list[dict[str, Any]], columns: T.StructType) -> DataFrame:
+    """A table that is part of the plan: Spark starts no Python for it, as it does for one made from a list. What a row
+    does not have is null."""
+    unknown = {name for row in rows for name in row} - set(columns.names)
+    assert not unknown, unknown
+    return spark.createDataFrame(pa.Table.from_pylist(rows, to_arrow_schema(columns)), columns)
 
 
 def write_table(table: DataFrame, location: str, mode: str, rebalance: bool = True) -> None:
@@ -329,9 +331,7 @@ def having(keys: Mapping[str, str]) -> Column:
 def append_run(spark: SparkSession, captions: str, values: dict[str, Any]) -> None:
     """Leaves a row in the runs table, which stands beside the captions: their location with _runs after it."""
     row = {"spark_version": pyspark.__version__, "finished_at": datetime.now(UTC), **values}
-    unknown = set(row) - set(RUNS.names)
-    assert not unknown, unknown
-    table = from_rows(spark, [tuple(row.get(name) for name in RUNS.names)], RUNS)
+    table = from_rows(spark, [row], RUNS)
     write_table(table.coalesce(1), beside(captions, "runs"), "append", rebalance=False)
 
 

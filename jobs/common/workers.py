@@ -64,16 +64,13 @@ def _as_input(contents: pa.Array) -> pa.RecordBatch:
 
 def make_captioner(recipe: CaptionerRecipe) -> Captioner:
     """For the task that this is called in."""
-    return _captioner(recipe, task_device(recipe.device))
+    with _making:
+        return _captioner(recipe, task_device(recipe.device))
 
 
 def _captioner(recipe: CaptionerRecipe, device: str) -> Captioner:
     """Made once for each GPU in each Python worker, which Spark keeps for many tasks, on this GPU or that."""
-    with _making:
-        return _make_once(_captioners(recipe), recipe, device)
-
-
-def _make_once(made: dict[str, Captioner], recipe: CaptionerRecipe, device: str) -> Captioner:
+    made = _captioners(recipe)
     if device not in made:
         use_task_cores()
         started = time.monotonic()
