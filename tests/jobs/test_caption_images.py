@@ -227,7 +227,7 @@ def test_failure_rate_decides_the_exit_status(model: Path, tmp_path: Path, capsy
         (["--captions", "s3://bucket/out"], "Hadoop writes tables on S3, and calls this s3a://bucket/out"),
         (["--format", "iceberg"], "an Iceberg table is named by its catalog: catalog.database.table"),
         (["--max-attempts", "0"], "--max-attempts 0: must be at least 1"),
-        (["--images", "tests/jobs"], "--images tests/jobs: no image files there; taken for images are .bmp"),
+        (["--images", "tests/jobs"], "--images tests/jobs: no image files there; taken for images are .avif .bmp"),
         (["--model", "nothing"], "--model nothing: no such directory"),
         (["--gpu-share", "1.5"], "--gpu-share 1.5: must be above 0 and at most 1"),
         (["--precision", "int8"], "--precision int8: allowed are auto, fp32, fp16, bf16"),
