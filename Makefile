@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .PHONY: help setup test lint format check check-infra lock clean
 
 PYTHON := $(or $(NIC_PYTHON),.venv/bin/python)
-SCRIPTS := spark-submit.sh .ci/run infra/docker/entrypoint.sh infra/docker/find-gpus.sh infra/local/cluster.sh
+SCRIPTS := spark-submit.sh .ci/run infra/local/cluster.sh $(wildcard infra/docker/*.sh)
 
 help:  ## explain these targets
 	@echo "make TARGET, where TARGET is"

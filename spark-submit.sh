@@ -49,7 +49,7 @@ Environment variables
   NIC_PYTHON     the python of a ready environment, used in place of .venv
   NIC_LOG_FORMAT text (the default), or json: a JSON object in each line of the logs
   SPARK_HOME     your own Spark and its settings, used in place of the one in the environment
-  JAVA_HOME      your Java (17 or later); otherwise the java on PATH
+  JAVA_HOME      your Java (17 to 22); otherwise the java on PATH
   SPARK_CONF_DIR, PYSPARK_PYTHON, PYSPARK_DRIVER_PYTHON, SPARK_LOCAL_IP, ... as Spark reads them
 TEXT
     printf '\nJobs:'
@@ -62,26 +62,31 @@ TEXT
 
 # --- Java and Python -------------------------------------------------------------------------------
 
-find_java() { # sets java and java_version; fails where it is missing or older than 17
-    local install='Install it: "apt-get install default-jre-headless" (Debian, Ubuntu), "brew install openjdk@17" (macOS), "conda install -c conda-forge openjdk=17".'
+find_java() { # sets java and java_version; fails where it is missing, older than 17, or too new for our own Spark
+    local needed='Java 17 to 22 is needed' version install='Install it: "apt-get install default-jre-headless" (Debian, Ubuntu), "brew install openjdk@17" (macOS), "conda install -c conda-forge openjdk=17".'
     if [[ -z ${JAVA_HOME:-} && -x /usr/libexec/java_home ]]; then # macOS
-        JAVA_HOME=$(/usr/libexec/java_home -v 17+ 2>/dev/null || true)
+        for version in 21 17 17+; do
+            JAVA_HOME=$(/usr/libexec/java_home -v "$version" 2>/dev/null || true)
+            [[ -z $JAVA_HOME ]] || break
+        done
     fi
     if [[ -n ${JAVA_HOME:-} ]]; then
         export JAVA_HOME
         java=$JAVA_HOME/bin/java
-        [[ -x $java ]] || fail "Java 17 or later is needed; JAVA_HOME is $JAVA_HOME, which has no bin/java. $install"
+        [[ -x $java ]] || fail "$needed; JAVA_HOME is $JAVA_HOME, which has no bin/java. $install"
     else
         unset JAVA_HOME
         java=$(command -v java || true)
-        [[ -n $java ]] || fail "Java 17 or later is needed; none was found (no java on PATH, JAVA_HOME not set). $install"
+        [[ -n $java ]] || fail "$needed; none was found (no java on PATH, JAVA_HOME not set). $install"
     fi
     local major
     java_version=$("$java" -version 2>&1 || true)
-    [[ $java_version =~ version\ \"([0-9]+)(\.([0-9]+))? ]] || fail "Java 17 or later is needed; \"$java -version\" does not run. $install"
+    [[ $java_version =~ version\ \"([0-9]+)(\.([0-9]+))? ]] || fail "$needed; \"$java -version\" does not run. $install"
     major=${BASH_REMATCH[1]}
     [[ $major != 1 ]] || major=${BASH_REMATCH[3]:-1} # "1.8.0_392" is Java 8
-    ((major >= 17)) || fail "Java 17 or later is needed; $java is Java $major. $install"
+    ((major >= 17)) || fail "$needed; $java is Java $major. $install"
+    # What the Hadoop of our own Spark asks Java for, later ones refuse.
+    ((major <= 22)) || [[ -n ${SPARK_HOME:-} ]] || fail "$needed; $java is Java $major, too new for Spark. $install"
 }
 
 version_of() { # the version of a python, or nothing
@@ -220,11 +225,13 @@ archive_classes() {
     if with_clock env -u SPARK_CONF_DIR NIC_CLASSES="$work/classes.jsa" "$root/spark-submit.sh" --master 'local[*]' \
         jobs/caption_images.py --references "$root/samples/references.parquet" --captions "$work/captions" \
         >"$work/log" 2>&1; then
-        [[ ! -e $work/classes.jsa ]] || mv "$work/classes.jsa" "$classes" # not every Java can
+        [[ -e $work/classes.jsa ]] || : >"$work/classes.jsa" # not every Java can: an empty file says so
+        mv "$work/classes.jsa" "$classes"
         say "set-up: captioned in $((SECONDS - begun)) s; later runs start sooner"
     else
         sed 's/^/  /' "$work/log" >&2
         say 'set-up: the samples were not captioned: see the lines above'
+        set_up_status=1
     fi
     rm -rf "$work"
     trap - EXIT
@@ -339,8 +346,8 @@ PY
 
 # --- Options ---------------------------------------------------------------------------------------
 
-options=() setting_up='' preparing='' pack_folder='' job=''
-master='' user_py_files='' properties_file='' deploy_mode=''
+options=() setting_up='' preparing='' set_up_status=0 pack_folder='' job=''
+master='' user_py_files='' properties_file='' load_defaults='' deploy_mode=''
 
 note_option() { # remembers what the launcher itself has to know
     case $1 in
@@ -357,9 +364,14 @@ note_option() { # remembers what the launcher itself has to know
     esac
 }
 
-property() { # a property in the settings file that Spark is going to read
-    local file=${properties_file:-${SPARK_CONF_DIR:-${SPARK_HOME:+$SPARK_HOME/conf}}/spark-defaults.conf}
-    [[ ! -f $file ]] || sed -n "s/^[[:space:]]*${1//./\\.}[[:space:]=:]\{1,\}//p" "$file" | sed -n 's/[[:space:]]*$//;$p'
+property() { # a property in the settings files that Spark is going to read, the first of which that has it counts
+    local file found files=("${SPARK_CONF_DIR:-${SPARK_HOME:+$SPARK_HOME/conf}}/spark-defaults.conf")
+    [[ -z $properties_file || -n $load_defaults ]] || files=()
+    for file in ${properties_file:+"$properties_file"} ${files[@]+"${files[@]}"}; do
+        [[ -f $file ]] || continue
+        found=$(sed -n "s/^[[:space:]]*${1//./\\.}[[:space:]=:]\{1,\}//p" "$file" | sed -n 's/[[:space:]]*$//;$p')
+        [[ -z $found ]] || { printf '%s\n' "$found" && return; }
+    done
 }
 
 (($#)) || {
@@ -385,6 +397,7 @@ while (($#)); do
         (($# == 0)) || fail '--pack takes a folder and nothing else'
         ;;
     -v | --verbose | --supervise | --version | --usage-error | --load-spark-defaults)
+        [[ $1 != --load-spark-defaults ]] || load_defaults=1
         options+=("$1")
         shift
         ;;
@@ -461,7 +474,7 @@ name_classes
 if [[ -n $preparing && -n $bundled_spark && -z ${SPARK_HOME:-} ]]; then
     archive_classes
 fi
-[[ -z $setting_up ]] || exit 0
+[[ -z $setting_up ]] || exit "$set_up_status"
 
 user_py_files=${user_py_files:-$(property spark.submit.pyFiles)}
 master=${master:-$(property spark.master)}
@@ -517,7 +530,7 @@ for word in "${words[@]:1:last-1}"; do
 done
 if [[ -n ${NIC_CLASSES:-} ]]; then
     command=("${command[0]}" "-XX:ArchiveClassesAtExit=$NIC_CLASSES" "${command[@]:1}")
-elif [[ -e $classes ]]; then
+elif [[ -s $classes ]]; then
     # Where they do not fit, Java loads them as ever, and need not say so.
     command=("${command[0]}" "-XX:SharedArchiveFile=$classes" -Xlog:cds=off -Xlog:cds+dynamic=off "${command[@]:1}")
 fi

@@ -63,11 +63,14 @@ class JobConfig(Config):
     max_attempts: int = option(3, "runs that try an image before its failure is final", least=1)
     staging: str = option(
         "",
-        "folder, seen by all executors, for rows that are not committed yet; empty: beside the table, or in Spark's"
+        "folder, seen by all executors, below which rows wait for their commit; empty: that of the table, or Spark's"
         " warehouse for a table of a catalog",
     )
     max_failure_rate: float = option(
-        0.5, "exit with status 1 where a larger share of the images failed; all rows are written anyway", least=0
+        0.5,
+        "exit with status 1 where a larger share failed of the images that are new or have changed; all rows are"
+        " written anyway",
+        least=0,
     )
 
 
@@ -118,9 +121,10 @@ def check(options: argparse.Namespace) -> Job:
     decode = given_options(options, DecodeConfig)
     captioning = read_captioning(options.model or [DEFAULT_MODEL], means, decode, reaching(source, access))
     check_target(options.captions, config.format)
+    written = options.scores or tables.beside(options.captions, "scores")
     if options.references:
         tables.check_readable(options.references, "--references")
-    written = options.scores or tables.beside(options.captions, "scores")
+        scores.check_writable(written)
     return Job(source, captioning, options.captions, config, options.references, written)
 
 
@@ -129,7 +133,7 @@ def run(spark: SparkSession, job: Job, logging_of_executors: Logging) -> Outcome
     stays, and the next run goes on from there."""
     run_id, means = job.captioning.run_id, job.captioning.config
     check_gpus(spark, means.device, means.profile(spark))
-    place = Folder(spark, job.config.staging or tables.staging(spark, job.captions))
+    place = Folder(spark, tables.staging(spark, job.captions, job.config.staging))
     target = find_target(spark, job.captions, job.config.format, Folder(spark, place.at(run_id)))
     progress = Progress(spark)
     with lease(place, run_id, f"--captions {job.captions}") as held, progress.shown():
@@ -173,7 +177,7 @@ def _run_waves(
         counts = outcome.add(rows, progress.ended(), wave.size)
         check()
         with threads(spark) as beside:
-            looked = beside.submit(outcome.look, rows, counts)
+            looked = beside.submit(outcome.look, rows, counts, again=bool(wave.replaces))
             if config.mode == "overwrite":
                 target.overwrite(rows)
             else:
@@ -237,8 +241,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             say(scores.describe(score))
     if outcome.failure_rate > job.config.max_failure_rate:
         complain(
-            f"{outcome.failure_rate:.0%} of the images failed, more than --max-failure-rate"
-            f" {job.config.max_failure_rate}; their status and error_message stand in {job.captions}"
+            f"{outcome.failure_rate:.0%} of the images that are new or have changed failed, more than"
+            f" --max-failure-rate {job.config.max_failure_rate}; their status and error_message stand in {job.captions}"
         )
         return 1
     return 0

@@ -53,8 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tables.check_readable(options.document_frequencies, OPTION)
     tables.check_readable(options.captions, "--captions")
     tables.check_readable(options.references, "--references")
-    for name in ("segments", "corpus", "slices", "document_frequencies"):
-        tables.check_writable(scores.part(options.scores, name), "--scores")
+    scores.check_writable(options.scores)
     spark = build_session("evaluate_captions")
     run_id, started, clock = uuid.uuid4().hex, datetime.now(UTC), time.monotonic()
     found = scores.evaluate(spark, options.captions, options.references, options.scores, run_id, evaluation)

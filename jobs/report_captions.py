@@ -10,7 +10,6 @@ last, unless --model-id or --decode-id name another.
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +20,11 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from jobs.common import report, scores, tables
+from jobs.common.files import Folder
 from jobs.common.rows import CAPTIONED
 from jobs.common.session import build_session, exit_status, say
 from jobs.common.sources import Source, find_source, reaching, task_count
-from jobs.common.storage import Access, SystemicError
+from jobs.common.storage import Access, SystemicError, is_s3
 from jobs.common.udfs import import_workers
 from nic_model.model_files import ModelFiles
 
@@ -55,8 +55,8 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
                         help="model directory, to show where it looked (decoder show_attend_tell)")  # fmt: skip
     parser.add_argument("--model-id", metavar="ID", help="report on this model (default: the one that captioned last)")
     parser.add_argument("--decode-id", metavar="ID", help="report on this decoding (default: the last)")
-    parser.add_argument("--out", type=Path, default=Path("out/report.html"), metavar="FILE",
-                        help="page to write (default out/report.html)")  # fmt: skip
+    parser.add_argument("--out", default="out/report.html", metavar="FILE",
+                        help="page to write, wherever Spark writes (default out/report.html)")  # fmt: skip
     parser.add_argument("--limit", type=int, default=2000, metavar="N",
                         help="images in the gallery (default 2000): worst, best, failed and others")  # fmt: skip
     parser.add_argument("--thumbnail-size", type=int, default=192, metavar="N",
@@ -80,8 +80,10 @@ def check(options: argparse.Namespace) -> Job:
         raise ValueError(f"--limit {options.limit}: must be at least 1")
     if options.thumbnail_size not in SIZES:
         raise ValueError(f"--thumbnail-size {options.thumbnail_size}: allowed are {SIZES[0]} to {SIZES[-1]}")
-    if options.out.is_dir():
+    if options.out.endswith("/") or Path(options.out).is_dir():
         raise ValueError(f"--out {options.out}: is a folder; name a file")
+    if is_s3(options.out):
+        raise ValueError(f"--out {options.out}: Hadoop writes to S3, and calls this s3a://{options.out[5:]}")
     files = ModelFiles.read(options.model) if options.model else None
     if files is not None:
         decoder = files.settings()[0].decoder
@@ -167,20 +169,14 @@ def make_thumbnails(spark: SparkSession, job: Job, picked: Sequence[Row]) -> dic
     return {row["image_id"]: row for row in made}
 
 
-def write(page: str, file: Path) -> None:
-    """Whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False, encoding="utf-8") as staged:
-        staged.write(page)
-    Path(staged.name).chmod(0o644)  # the temporary file is for one user, a report is for all
-    Path(staged.name).replace(file)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     job = check(parse_args(arguments))
-    made = gather(build_session("report_captions"), job)
+    spark = build_session("report_captions")
+    place, slash, name = job.options.out.rpartition("/")
+    folder = Folder(spark, place + slash or ".")
+    made = gather(spark, job)
     page = report.render(made)
-    write(page, job.options.out)
+    folder.write_text(name, page)
     say(f"{len(made.images)} of {made.n_images} images in {job.options.out}, {len(page) / 1e6:.1f} MB")
     return 0
 

@@ -12,6 +12,8 @@ from pyspark.sql import SparkSession
 from tests.e2e.cluster import BRIEF, JAVA_OPTIONS
 
 os.environ |= dict.fromkeys(JAVA_OPTIONS, BRIEF)  # of all JVMs that tests start
+# Threads that wait for each other by spinning take five times as long where other tests want the same cores.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 IVY = Path(__file__).parents[1] / "build" / "ivy"  # jars are fetched once for all tests
 

@@ -3,13 +3,18 @@ that judge it, and a real Airflow that runs the DAG, are called by `make check-i
 
 import json
 import re
+import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from jobs import caption_images
 from jobs.common.gpus import EXECUTOR, TASK
+from jobs.common.sources import find_source
+from jobs.common.targets import check_target
 
 ROOT = Path(__file__).parents[1]
 LOCK = (ROOT / "requirements.lock").read_text()
@@ -74,13 +79,13 @@ def test_image_manifest_and_lock_name_one_spark() -> None:
         assert all((ROOT / name).exists() for name in copied.split())
 
 
-def test_the_options_of_the_jobs_exist() -> None:
-    help_of = (ROOT / "jobs" / "caption_images.py").read_text()
-    given = [*manifest("caption.yaml")["spec"]["arguments"]]
+def test_the_job_takes_what_it_is_given() -> None:
     emr_args = spark_submit()
-    given += emr_args[emr_args.index("s3://${Bucket}/code/caption_images.py") + 1 :]
-    for option in (word for word in given if word.startswith("--")):
-        assert f'"{option}"' in help_of or f"    {option[2:].replace('-', '_')}: " in help_of, option
+    emr_args = emr_args[emr_args.index("s3://${Bucket}/code/caption_images.py") + 1 :]
+    for given in (manifest("caption.yaml")["spec"]["arguments"], emr_args):
+        options = caption_images.parse_args([word.replace("${Bucket}", "bucket") for word in given])
+        check_target(options.captions, options.format)
+        find_source(options.images)
 
 
 def test_emr_ships_what_pack_makes() -> None:
@@ -101,4 +106,19 @@ def test_the_bucket_is_closed() -> None:
         if resource["Type"] == "AWS::IAM::Role":
             for policy in resource["Properties"]["Policies"]:
                 for statement in policy["PolicyDocument"]["Statement"]:
-                    assert statement["Resource"] != "*", name
+                    # What starts a cluster is granted by the cluster's tag.
+                    assert statement["Resource"] != "*" or "aws:RequestTag" in str(statement["Condition"]), name
+
+
+def test_a_drained_node_tells_its_executor() -> None:
+    executor = subprocess.Popen(
+        ["bash", "-c", "trap 'exit 7' PWR; while :; do sleep 0.1; done", "KubernetesExecutorBackend"]
+    )
+    try:
+        time.sleep(0.5)  # until it listens
+        told = subprocess.Popen([ROOT / "infra" / "docker" / "decom.sh"])
+        assert executor.wait(30) == 7
+        assert told.wait(30) == 0
+    finally:
+        executor.kill()
+    assert "infra/docker/decom.sh /opt/" in DOCKERFILE

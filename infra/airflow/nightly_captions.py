@@ -4,9 +4,9 @@ Put this file into Airflow's dags folder, and the project where its workers find
 
     nic_project     the project's folder on the workers
     nic_images      what to caption
-    nic_data        where the tables and the page go
+    nic_data        where the tables and the page go, a folder or s3a://
     nic_references  the references table
-    nic_model       the model directory (default: the one that ships)
+    nic_model       the model directory, local or s3:// (default: the one that ships)
     nic_submit      Spark's options, such as --master spark://HOST:7077 (default: none, Spark runs on the worker)
     nic_metric      the metric that must not be worse than last night's (default cider)
 
@@ -52,8 +52,8 @@ with DAG(
     prepare = job(
         "prepare",
         f'{LAUNCHER} --setup 1>&2; cd "{{{{ var.value.nic_project }}}}";'
-        ' "${NIC_PYTHON:-.venv/bin/python}" -c "import sys; from pathlib import Path;'
-        ' from nic_model.model_files import ModelFiles; print(ModelFiles.read(Path(sys.argv[1])).model_id)"'
+        ' "${NIC_PYTHON:-.venv/bin/python}" -c "import sys; from jobs.common.captioning import read_model;'
+        ' print(read_model(sys.argv[1]).model_id)"'
         f' "{MODEL}"',
     )
     caption = job(

@@ -34,7 +34,8 @@ Usage: infra/local/cluster.sh up [OPTIONS]     starts all and returns once it is
   --references TABLE  with it, captions are scored, and a model that is worse than last night's fails the night
   --metric NAME       by which it is judged (default $metric)
 
-Options of \`up\` are kept in DIR/settings, which a night reads again. Everything listens on 127.0.0.1 alone.
+Options of \`up\` are kept in DIR/settings, which a night reads again. Everything listens on 127.0.0.1 alone, where other
+users of the machine reach it too: it is for a machine of your own.
 TEXT
 }
 

@@ -1,5 +1,6 @@
 """Captioning as jobs, notebooks and SQL share it: by which models and settings, and what they make of a DataFrame."""
 
+import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -96,10 +97,17 @@ def read_captioning(
     twice = next((model for model in models if models.count(model) > 1), None)
     if twice:
         raise ValueError(f"--model {twice}: is given twice")
-    places = [storage.download_model(m, access, FILES) if storage.is_s3(m) else Path(m) for m in models]
-    files = tuple(ModelFiles.read(place) for place in places)
+    files = tuple(read_model(model, access) for model in models)
     check_members(files)
     return Captioning(files, files[0].settings()[1].replace(**decode), config, access)
+
+
+def read_model(location: str, access: Access | None = None) -> ModelFiles:
+    """A model directory, local or on s3://. Raises ValueError with one line."""
+    if not storage.is_s3(location):
+        return ModelFiles.read(Path(location))
+    with tempfile.TemporaryDirectory(prefix="nic-model-") as folder:
+        return ModelFiles.read(storage.download_model(location, access or Access(), FILES, Path(folder)))
 
 
 def transform(images: DataFrame, captioning: Captioning, caption: ArrowFunction) -> DataFrame:

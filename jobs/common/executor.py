@@ -137,7 +137,7 @@ def check_id(image_id: str | None) -> str | None:
         return "image_id is empty"
     if len(image_id) > MAX_ID:
         return f"image_id has {len(image_id)} characters; at most {MAX_ID} are allowed"
-    if any(ord(letter) < 32 or 127 <= ord(letter) < 160 or letter in "\u2028\u2029" for letter in image_id):
+    if storage.has_controls(image_id):
         return "image_id has control characters"
     return None
 

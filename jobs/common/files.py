@@ -36,6 +36,16 @@ class Folder:
         """The location of `name` in the folder."""
         return f"{self.location}/{name}" if name else self.location or "/"
 
+    def shares_system(self, other: "Folder") -> bool:
+        """Whether a file can be moved from one to the other: they are on one file system, on one disk."""
+        if self.is_local and other.is_local:
+            return self._device() == other._device()
+        return bool(self._system.getUri().equals(other._system.getUri()))
+
+    def _device(self) -> int:
+        path = Path(self._path("").toUri().getPath()).absolute()
+        return next(folder for folder in (path, *path.parents) if folder.exists()).stat().st_dev
+
     def exists(self, name: str = "") -> bool:
         return bool(self._system.exists(self._path(name)))
 
@@ -98,7 +108,7 @@ class Folder:
     def _write_local(path: Path, text: str, overwrite: bool) -> bool:
         path.parent.mkdir(parents=True, exist_ok=True)
         written = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
-        written.write_text(text)
+        written.write_text(text, encoding="utf-8")
         try:
             if not overwrite:
                 path.hardlink_to(written)

@@ -9,7 +9,7 @@ from pyspark.sql import functions as F
 
 from jobs.common.rows import STOPPED
 from jobs.common.session import say
-from jobs.common.storage import SystemicError
+from jobs.common.storage import SystemicError, printable
 from jobs.common.udfs import describe
 
 SHOWN = 20  # captions printed, of the first waves that have so many
@@ -19,24 +19,27 @@ WIDEST = 40  # characters of an image_id printed: of a longer one, the last
 
 @dataclass
 class Outcome:
-    """Rows by status, some of them, and how many rows of the source were left out as duplicates."""
+    """Rows by status, of all images and of those that were not tried before; some of them; and how many rows of the
+    source were left out as duplicates."""
 
     counts: Counter[str] = field(default_factory=Counter)
+    fresh: Counter[str] = field(default_factory=Counter)
     captioned: list[Row] = field(default_factory=list)
     failed: list[Row] = field(default_factory=list)
     duplicates: int = 0
 
     @property
     def failure_rate(self) -> float:
-        """The share of images that failed; 0 where there were none."""
-        return 1 - self.counts["ok"] / self.counts.total() if self.counts else 0.0
+        """The share that failed of the images that are new or have changed: those that fail again are known, and a
+        night with nothing else is no worse than the one before. 0 where there were none."""
+        return 1 - self.fresh["ok"] / self.fresh.total() if self.fresh else 0.0
 
     def add(self, rows: DataFrame, told: Counter[str], size: int) -> Counter[str]:
         """Adds a staged wave of `size` images, and returns its rows by status: as its tasks `told`, where these told of
         so many, or else counted. Raises SystemicError where executors had to stop."""
         counts = told
         if told.total() != size:
-            counts = Counter({row["status"]: row["count"] for row in rows.groupBy("status").count().collect()})
+            counts = _by_status(rows)
         if STOPPED in counts:
             stopped = rows.where(F.col("status") == STOPPED).head()
             assert stopped is not None
@@ -44,9 +47,11 @@ class Outcome:
         self.counts.update(counts)
         return counts
 
-    def look(self, rows: DataFrame, counts: Counter[str]) -> None:
-        """Takes some rows of a staged wave to show, unless there are enough."""
+    def look(self, rows: DataFrame, counts: Counter[str], again: bool) -> None:
+        """Takes some rows of a staged wave to show, unless there are enough, and counts those of images that were not
+        tried before; `again` says whether others may be among them."""
         ok = F.col("status") == "ok"
+        self.fresh.update(_by_status(rows.where(F.col("attempts") == 1)) if again else counts)
         if counts["ok"] and len(self.captioned) <= SHOWN:
             self.captioned = _first([*self.captioned, *_some(rows.where(ok), SHOWN + 1)], SHOWN + 1)
         if counts.total() > counts["ok"] and len(self.failed) < FAILED:
@@ -66,9 +71,13 @@ class Outcome:
             rate = f"{total / seconds:.1f} images/s, the start included"
             say(f"\n{total} images in {seconds:.1f} s ({rate}): {describe(self.counts)}")
         else:
-            say("nothing to do: this model has captioned all of these images with these settings already")
+            say("nothing to do: for this model and these settings, no image is new, changed or to be tried again")
         if self.duplicates:
             say(f"{self.duplicates} rows were left out, since their image_id stands in another row as well")
+
+
+def _by_status(rows: DataFrame) -> Counter[str]:
+    return Counter({row["status"]: row["count"] for row in rows.groupBy("status").count().collect()})
 
 
 def _some(rows: DataFrame, count: int) -> list[Row]:
@@ -80,13 +89,13 @@ def _first(rows: list[Row], count: int) -> list[Row]:
 
 
 def _say_table(rows: Iterable[tuple[str | None, str]]) -> None:
-    """A hostile id cannot write to the terminal."""
+    """A hostile id or uri cannot write to the terminal."""
     named = [(_shown(image_id or ""), text) for image_id, text in rows]
     width = max((len(name) for name, _ in named), default=0)
     for name, text in named:
-        say(f"{name:{width}}  {text}")
+        say(f"{name:{width}}  {printable(text)}")
 
 
 def _shown(image_id: str) -> str:
-    name = image_id if image_id.isprintable() else ascii(image_id)[1:-1]
+    name = printable(image_id)
     return name if len(name) <= WIDEST else f"…{name[1 - WIDEST :]}"

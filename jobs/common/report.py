@@ -195,7 +195,8 @@ def render(report: Report) -> str:
         loader=jinja2.PackageLoader("jobs"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
     environment.filters |= {
-        "when": lambda time: f"{time:%Y-%m-%d %H:%M} UTC" if time else "–",
+        # Spark gives times as this machine's, without saying so.
+        "when": lambda time: f"{time.astimezone(UTC):%Y-%m-%d %H:%M} UTC" if time else "–",
         "number": lambda value: "–" if value is None else f"{value:,}",
         "score": lambda value: "–" if value is None else f"{value:,.1f}",
         "share": lambda part, whole: f"{part / whole:.1%}" if whole else "–",

@@ -219,6 +219,12 @@ def _collect_sums(parts: DataFrame) -> list[tuple[bootstrap.Group, np.ndarray]]:
     return list(zip(names, map(bootstrap.read_sums, total[sums]), strict=True))
 
 
+def check_writable(scores: str) -> None:
+    """Raises ValueError, before Spark runs, where something else than a table stands in the place of one."""
+    for name in ("segments", "corpus", "slices", "document_frequencies"):
+        tables.check_writable(part(scores, name), "--scores")
+
+
 def part(scores: str, name: str) -> str:
     """Where the table `name` of the scores at `scores` is."""
     return f"{scores}_{name}" if tables.is_table_name(scores) else f"{scores.rstrip('/')}/{name}"

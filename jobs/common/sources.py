@@ -6,10 +6,12 @@ Each source becomes `Images`: which they are and where, and their content where 
 import glob
 import math
 import os
+import socket
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path, PurePosixPath
 
 import pyarrow as pa
@@ -52,13 +54,15 @@ class Images:
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Image files below a local folder: all of them, or those that match a glob."""
+    """Image files below a local folder: all of them, or those that match a glob. A relative `location` is one below
+    `here`, wherever it is listed."""
 
     location: str
+    here: str = field(default_factory=os.getcwd)
 
     def check(self) -> None:
         """Raises ValueError where there is no such folder, or not one image file in it."""
-        if not glob.has_magic(self.location) and not Path(self.location).exists():
+        if not glob.has_magic(self.location) and not Path(self.here, self.location).exists():
             raise ValueError(f"--images {self.location}: no such folder")
         if next(self._walk(), None) is None:
             kinds = "" if glob.has_magic(self.location) else f"; taken for images are {' '.join(sorted(EXTENSIONS))}"
@@ -71,9 +75,15 @@ class ImageFiles:
     def _list(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         deque(batches, maxlen=0)  # Spark ends a Python worker that leaves input unread, and starts another
         rows: list[dict[str, str | None]] = []
-        for file, image_id in self._walk():
+        walked = self._walk()
+        if (first := next(walked, None)) is None:
+            raise SystemicError(
+                f"--images {self.location}: {socket.gethostname()} has no image files there, and the driver has: a path"
+                " must mean the same on all machines"
+            )
+        for file, image_id in chain([first], walked):
             rows.append({
-                "image_id": os.fsencode(image_id).decode("utf-8", errors="replace"),
+                "image_id": os.fsencode(image_id).decode("utf-8", errors="backslashreplace"),
                 "image_version": _modified(file),
                 "uri": file.as_uri(),
             })  # fmt: skip
@@ -91,11 +101,13 @@ class ImageFiles:
                 if glob.has_magic(part):
                     break
                 fixed.append(part)
-            folder = Path(*fixed).absolute()
-            names = glob.iglob(self.location, recursive=True)  # noqa: PTH207 - pathlib's wants the fixed part told apart
-            files = (Path(name).absolute() for name in names if not Path(name).is_dir())
-        elif Path(self.location).is_dir():
-            folder = Path(self.location).absolute()
+            folder = Path(self.here, *fixed)
+            # pathlib's wants the fixed part told apart.
+            names: Iterable[str] = glob.iglob(self.location, root_dir=self.here, recursive=True)  # noqa: PTH207
+            if self.location.count("**") > 1:
+                names = dict.fromkeys(names)  # some of which it finds several times
+            files = (path for path in (Path(self.here, name) for name in names) if not path.is_dir())
+        elif (folder := Path(self.here, self.location)).is_dir():
             files = (
                 Path(parent, name)
                 for parent, _, names in os.walk(folder, onerror=_raise)
@@ -103,8 +115,8 @@ class ImageFiles:
                 if Path(name).suffix.lower() in EXTENSIONS
             )
         else:
-            folder = Path(self.location).absolute().parent
-            files = iter([Path(self.location).absolute()])
+            files = iter([folder] if folder.exists() else [])
+            folder = folder.parent
         for file in files:
             yield file, str(file.relative_to(folder))
 
@@ -265,16 +277,24 @@ def _listing(rows: DataFrame) -> Images:
 
 
 def _has_parquet(location: str) -> bool:
+    """Whether Spark would read the folder as Parquet: by files in it, or in folders that name a partition. One deeper
+    down, as a captions table below the photographs, does not make a table of them."""
     folder = Path(location)
-    return not glob.has_magic(location) and folder.is_dir() and next(folder.rglob("*.parquet"), None) is not None
+    if glob.has_magic(location) or not folder.is_dir():
+        return False
+    return any(next(folder.glob(pattern), None) is not None for pattern in ("*.parquet", "*=*/**/*.parquet"))
 
 
 def _modified(file: Path) -> str | None:
     """When the file last changed, which tells a changed image from the same one; null for a dangling link."""
     try:
-        return datetime.fromtimestamp(file.stat().st_mtime, UTC).isoformat()
+        changed = file.stat().st_mtime
     except OSError:
         return None
+    try:
+        return datetime.fromtimestamp(changed, UTC).isoformat()
+    except (ValueError, OverflowError):  # in no year that a datetime has
+        return str(changed)
 
 
 def _uris(rows: list[dict[str, str | None]]) -> pa.RecordBatch:

@@ -8,7 +8,7 @@ import functools
 import hashlib
 import os
 import random
-import tempfile
+import re
 import time
 import urllib.parse
 from collections.abc import Iterator
@@ -24,12 +24,9 @@ from botocore.exceptions import (
     BotoCoreError,
     ClientError,
     ConnectionError,
-    CredentialRetrievalError,
     HTTPClientError,
     IncompleteReadError,
-    NoCredentialsError,
-    PartialCredentialsError,
-    ProfileNotFound,
+    ParamValidationError,
     ReadTimeoutError,
     ResponseStreamingError,
 )
@@ -53,13 +50,19 @@ DEPTH, PAGES = 4, 3
 
 # What is wrong with the run, not with one object: going on would write an error row for each image.
 SYSTEMIC = frozenset({
-    "NoSuchBucket", "InvalidBucketName", "PermanentRedirect", "AuthorizationHeaderMalformed", "InvalidAccessKeyId",
-    "SignatureDoesNotMatch", "ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRefreshRequired",
-    "RequestTimeTooSkewed", "AccountProblem", "AuthFailure", "UnrecognizedClientException", "NotSignedUp",
-    "InvalidClientTokenId",
+    "PermanentRedirect", "AuthorizationHeaderMalformed", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken",
+    "ExpiredTokenException", "InvalidToken", "TokenRefreshRequired", "RequestTimeTooSkewed", "AccountProblem",
+    "AuthFailure", "UnrecognizedClientException", "NotSignedUp", "InvalidClientTokenId",
 })  # fmt: skip
-DENIED = frozenset({"AccessDenied", "AllAccessDisabled", "403", "Forbidden"})
 
+# What may be wrong with one object alone, as where a manifest names another bucket for it, or with all.
+DENIED = frozenset({"AccessDenied", "AllAccessDisabled", "403", "Forbidden", "NoSuchBucket", "InvalidBucketName"})
+
+# What is asked of S3 itself. Any other request is botocore's own, for credentials.
+OPERATIONS = frozenset({"GetObject", "ListObjectsV2", "HeadBucket"})
+
+# S3's rules today, and what is left of buckets made by older ones.
+BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,253}[A-Za-z0-9]")
 
 TRANSIENT = frozenset({
     "SlowDown", "Throttling", "ThrottlingException", "ThrottledException", "RequestThrottled", "RequestLimitExceeded",
@@ -182,22 +185,37 @@ def split_uri(uri: str) -> tuple[str, str]:
     bucket, _, key = rest.partition("/")
     if not separator or scheme.lower() not in ("s3", "s3a", "s3n"):
         kind = f"{scheme}://" if separator else uri.partition(":")[0] + ":" if ":" in uri else "a local path"
-        raise ObjectError("fetch_error", f"uri refused: {kind[:40]} is not read; allowed is s3://bucket/key")
+        raise ObjectError("fetch_error", f"uri refused: {printable(kind[:40])} is not read; allowed is s3://bucket/key")
     if not bucket or not key:
         raise ObjectError("fetch_error", "uri refused: not s3://bucket/key")
     if any(part in (".", "..") for part in key.split("/")):
         raise ObjectError("fetch_error", "uri refused: it has a . or .. in its path")
-    if not bucket.isascii() or not all(letter.isalnum() or letter in "-._" for letter in bucket):
+    if not BUCKET.fullmatch(bucket) or ".." in bucket:
         raise ObjectError("fetch_error", f"uri refused: {bucket[:70]!r} is no bucket's name")
-    if not key.isprintable():
+    if has_controls(key):
         raise ObjectError("fetch_error", "uri refused: it has control characters")
     if len(key.encode()) > 1024:
         raise ObjectError("fetch_error", "uri refused: the key is longer than 1024 bytes")
     return bucket, key
 
 
+def has_controls(text: str) -> bool:
+    """Whether characters of it would act on what prints it: controls, line and paragraph separators."""
+    return any(ord(letter) < 32 or 127 <= ord(letter) < 160 or letter in "\u2028\u2029" for letter in text)
+
+
+def printable(text: str) -> str:
+    """As it is, or escaped where it could act on a terminal."""
+    return text if text.isprintable() else ascii(text)[1:-1]
+
+
 def is_s3(location: str) -> bool:
     return location.startswith("s3://")
+
+
+def _path_of(uri: str) -> str:
+    """Of a `file:` uri. Raises ValueError where it is none."""
+    return urllib.parse.unquote(urllib.parse.urlsplit(uri).path, errors="surrogateescape")
 
 
 class Download:
@@ -209,14 +227,14 @@ class Download:
         self._body: Any = None
         scheme = uri.partition(":")[0].lower()
         if access.local and (scheme == "file" or uri.startswith("/")):
-            path = urllib.parse.urlsplit(uri).path if scheme == "file" else uri
-            self._open_file(Path(urllib.parse.unquote(path, errors="surrogateescape") if scheme == "file" else path))
+            self._open_file(uri)
         else:
             self.bucket, self.key = split_uri(uri)
             self._open_object()
 
-    def _open_file(self, file: Path) -> None:
+    def _open_file(self, uri: str) -> None:
         try:
+            file = Path(uri if uri.startswith("/") else _path_of(uri))
             self._body = file.open("rb")
             self.size = os.fstat(self._body.fileno()).st_size
         except (OSError, ValueError) as error:
@@ -247,17 +265,17 @@ class Download:
         self._body.close()
 
 
-def classify(error: Exception, bucket: str) -> ObjectError | SystemicError:
+def classify(error: BotoCoreError | ClientError, bucket: str) -> ObjectError | SystemicError:
     """What a failed request means: an object's failure, or the run's."""
     if isinstance(error, ClientError):
         code = error.response["Error"].get("Code", "")
         text = f"{code}: {error.response['Error'].get('Message', '')}".rstrip(": ")
-        if code in SYSTEMIC:
+        if code in SYSTEMIC or error.operation_name not in OPERATIONS:
             return SystemicError(f"s3://{bucket}: {text}")
         return ObjectError("fetch_error", text, denied=code in DENIED)
-    if isinstance(error, NoCredentialsError | PartialCredentialsError | CredentialRetrievalError | ProfileNotFound):
-        return SystemicError(f"s3://{bucket}: {_one_line(error)}")
-    return ObjectError("fetch_error", _one_line(error))
+    if isinstance(error, ParamValidationError) or is_transient(error):
+        return ObjectError("fetch_error", _one_line(error))
+    return SystemicError(f"s3://{bucket}: {_one_line(error)}")  # credentials or configuration
 
 
 def _one_line(error: Exception) -> str:
@@ -310,23 +328,23 @@ def split_listing(bucket: str, prefix: str, access: Access, wanted: int) -> list
 
 def probe(uris: list[str], access: Access) -> None:
     """Opens each of a few objects. Raises SystemicError where none can be had for a reason that is not theirs."""
-    denied = 0
+    denied: list[str] = []
     for uri in uris:
         try:
             with closing(Download(uri, access)):
                 return
         except ObjectError as error:
-            denied += error.denied
-    if denied == len(uris) > 2:
-        raise SystemicError(f"access denied to each of {len(uris)} objects tried, the first was {uris[0]}")
+            denied += [str(error)] * error.denied
+    if len(denied) == len(uris) > 2:
+        raise SystemicError(f"none of {len(uris)} objects tried can be read, the first of them {uris[0]}: {denied[0]}")
 
 
-def download_model(location: str, access: Access, names: tuple[str, ...]) -> Path:
-    """The files of a model directory on S3, in a temporary folder.
+def download_model(location: str, access: Access, names: tuple[str, ...], below: Path) -> Path:
+    """The files of a model directory on S3, in a folder of its name below another.
 
     Each is compared with the hash that S3 keeps where it is a plain MD5. Raises ValueError.
     """
-    folder = Path(tempfile.mkdtemp(prefix="nic-model-")) / (PurePosixPath(location).name or "model")
+    folder = below / (PurePosixPath(location).name or "model")
     folder.mkdir()
     for name in names:
         try:

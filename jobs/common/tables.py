@@ -4,6 +4,7 @@ A location is a path (Parquet) or the name of a catalog table, `database.table` 
 """
 
 import glob
+import hashlib
 import os
 import re
 import uuid
@@ -342,8 +343,14 @@ def beside(location: str, name: str) -> str:
     return f"./{place}" if is_table_name(place) and not is_table_name(location) else place
 
 
-def staging(spark: SparkSession, location: str) -> str:
-    """Where rows are kept until they are committed: a hidden folder beside the table, or in Spark's warehouse."""
+def staging(spark: SparkSession, location: str, below: str = "") -> str:
+    """Where rows are kept until they are committed: a hidden folder of the table's own, whatever else is there, below
+    `below`, or else beside the table or in Spark's warehouse."""
+    if below:
+        path = local_path(location)
+        whole = location if path is None else os.path.abspath(path)  # noqa: PTH100
+        name = whole.rstrip("/").rpartition("/")[2]
+        return f"{below.rstrip('/')}/.{name}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}-staging"
     if is_table_name(location):
         return f"{spark.conf.get('spark.sql.warehouse.dir')}/.{location}-staging"
     return sibling(location, "staging")

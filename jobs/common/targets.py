@@ -81,6 +81,13 @@ class ParquetTarget(Target):
         rows = self._read()
         if tables.is_table_name(self.location):
             tables.create(self.spark, self.location, tables.CAPTIONS, "parquet")
+        folder = self._folder()
+        assert folder is not None
+        if not folder.shares_system(self.staging):
+            raise ValueError(
+                f"--staging {self.staging.location}: is on another file system than the table, {folder.location}, so"
+                " that rows cannot be moved there; name a folder on that one"
+            )
         return rows
 
     def _read(self) -> DataFrame | None:

@@ -79,13 +79,13 @@ class Copy:
     def java(self, version: str = "17.0.15") -> None:
         """One that runs no job, and prints the options for itself that it is given.
 
-        A file beside the log named `failing` makes the job fail.
+        A file beside the log named `failing` makes the job fail, one named `unable` archive no classes.
         """
         run = self.script(
             "run",
             f"""for option; do
                 case "$option" in
-                -XX:ArchiveClassesAtExit=*) : > "${{option#*=}}" ;;
+                -XX:ArchiveClassesAtExit=*) [ -e '{self.log}.unable' ] || echo classes > "${{option#*=}}" ;;
                 -XX:* | -Xlog:*) echo "$option" ;;
                 esac
             done
@@ -209,6 +209,14 @@ def test_old_java_gets_one_line(copy: Copy, version: str) -> None:
     assert "apt-get install default-jre-headless" in line
     assert "brew install" in line
     assert "conda install" in line
+
+
+@pytest.mark.parametrize("version", ["23.0.1", "25"])
+def test_java_too_new_for_our_spark_gets_one_line(copy: Copy, version: str) -> None:
+    copy.java(version)
+    said = f"Java 17 to 22 is needed; {copy.bin}/java is Java {version[:2]}, too new for Spark."
+    assert said in one_line(copy.run("--setup", NIC_PYTHON=sys.executable))
+    assert copy.run("--setup", NIC_PYTHON=sys.executable, SPARK_HOME=str(copy.spark())).returncode == 0
 
 
 def test_missing_java_gets_one_line(copy: Copy) -> None:
@@ -353,15 +361,26 @@ def test_classes_are_archived_once_for_each_java(copy: Copy) -> None:
     assert not list((copy.root / "build").glob(".classes*"))
 
 
-def test_samples_that_are_not_captioned_do_not_stop_set_up(copy: Copy) -> None:
+def test_a_java_that_archives_nothing_is_asked_once(copy: Copy) -> None:
+    copy.java()
+    copy.python()
+    Path(f"{copy.log}.unable").touch()
+    assert "captioning the samples" in copy.run("--setup").stderr
+    assert copy.run("--setup").stderr == ""
+    assert copy.run("jobs/caption_images.py").stdout == ""
+
+
+def test_samples_that_are_not_captioned_fail_set_up_alone(copy: Copy) -> None:
     copy.java()
     copy.python()
     Path(f"{copy.log}.failing").touch()
     done = copy.run("--setup")
-    assert done.returncode == 0
+    assert done.returncode == 1
     assert "no captions today" in done.stderr
     assert "were not captioned" in done.stderr
     assert [path.name for path in (copy.root / "build").iterdir() if "classes" in path.name] == []
+    Path(f"{copy.log}.failing").unlink()
+    assert copy.run("jobs/caption_images.py").returncode == 0
 
 
 # --- The zip ---------------------------------------------------------------------------------------
@@ -455,6 +474,25 @@ def test_only_a_local_master_gets_a_local_address(
     (copy.spark() / "conf").mkdir()
     (copy.spark() / "conf" / "spark-defaults.conf").write_text(settings + "\n")
     _, surroundings = copy.submit(*args, "job.py")
+    assert surroundings["SPARK_LOCAL_IP"] == address
+
+
+@pytest.mark.parametrize(
+    ("args", "settings", "address"),
+    [
+        ((), "", "127.0.0.1"),
+        (("--load-spark-defaults",), "", None),
+        (("--load-spark-defaults",), "spark.master local[2]", "127.0.0.1"),
+    ],
+)
+def test_a_settings_file_is_read_before_the_defaults_or_in_their_place(
+    copy: Copy, args: tuple[str, ...], settings: str, address: str | None
+) -> None:
+    (copy.root / "job.py").touch()
+    (copy.spark() / "conf").mkdir()
+    (copy.spark() / "conf" / "spark-defaults.conf").write_text("spark.master yarn\n")
+    (copy.bin / "mine.conf").write_text(f"spark.hadoop.x y\n{settings}\n")
+    _, surroundings = copy.submit("--properties-file", str(copy.bin / "mine.conf"), *args, "job.py")
     assert surroundings["SPARK_LOCAL_IP"] == address
 
 

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -49,6 +50,13 @@ def listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
+def wait_until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.2)
+
+
 def sessions(folder: Path) -> set[int]:
     """Those that the cluster's processes lead."""
     return {int(file.read_text().split()[0]) for file in (folder / "run").glob("*.pid")}
@@ -89,7 +97,7 @@ def test_nights_on_one_machine(tmp_path: Path) -> None:
     try:
         options = ["--port", port, "--model", tiny_model_directory(tmp_path)]
         cluster("up", folder, *options, "--references", PROJECT / "samples" / "references.parquet", "--memory", "1g")
-        assert all(listens(port + number) for number in range(PORTS))
+        wait_until(lambda: all(listens(port + number) for number in range(PORTS)))
         assert "is up" in cluster("up", folder, *options, status=2)
         leaders = sessions(folder)
         assert len(leaders) == 5
@@ -104,9 +112,8 @@ def test_nights_on_one_machine(tmp_path: Path) -> None:
         settings = (folder / "settings").read_text()
         soon = time.strftime("%H:%M:%S", time.localtime(time.time() + 2))
         (folder / "settings").write_text(settings.replace("at=02:00\n", f"at={soon}\n"))
-        ended = time.monotonic() + SECONDS
-        while len(nights := sorted(folder.glob("nights/*/status"))) < 2 and time.monotonic() < ended:
-            time.sleep(0.2)
+        wait_until(lambda: len(list(folder.glob("nights/*/status"))) == 2)
+        nights = sorted(folder.glob("nights/*/status"))
         assert [file.read_text() for file in nights] == ["0\n", "0\n"], (nights[-1].parent / "log").read_text()
         assert captions(folder) == {
             "dog.jpg": "ok",

@@ -124,6 +124,8 @@ def test_a_manifest_is_captioned(
         ({"image_id": "pair", "bucket": "photos", "key": "night/sub/b.png"}, "pair", ("ok", None)),
         ({"image_id": "missing", "uri": "s3://photos/none.png"}, "missing", (REFUSED, "NoSuchKey")),
         ({"image_id": "denied", "uri": "s3://locked/a.png"}, "denied", (REFUSED, "AccessDenied")),
+        ({"image_id": "no bucket", "uri": "s3://nothing-here/a.png"}, "no bucket", (REFUSED, "AccessDenied")),
+        ({"image_id": "spaces", "uri": "s3://photos/\u3000a\u202fAM.png"}, "spaces", (REFUSED, "NoSuchKey")),
         ({"image_id": "file", "uri": "file:///etc/passwd"}, "file", (REFUSED, "uri refused: file://")),
         ({"image_id": "path", "uri": "/etc/passwd"}, "path", (REFUSED, "uri refused: a local path")),
         ({"image_id": "up", "uri": "s3://photos/night/../a.png"}, "up", (REFUSED, "uri refused: it has a . or ..")),
@@ -212,7 +214,7 @@ def test_too_large_is_known_before_it_is_read(s3: Seaweed, monkeypatch: pytest.M
         (NO_KEYS, "photos", "NoCredentialsError: Unable to locate credentials"),
         ((), "nothing-here", "AccessDenied"),  # as S3 answers who may not know whether there is such a bucket
         (("admin-key", "admin-secret"), "nothing-here", "NoSuchBucket"),
-        ((), "locked/denied", "access denied to each of 3 objects tried"),
+        ((), "locked/denied", "none of 3 objects tried can be read"),
     ],
 )
 def test_what_no_image_can_help_ends_the_run_with_one_line(

@@ -56,8 +56,8 @@ CASES = {
     "no keys": Case("s3://photos/many", "NoCredentialsError", None),
     "no keys, manifest": Case("manifest.jsonl", "NoCredentialsError", None),
     "no such bucket": Case("s3://nothing-here/", "NoSuchBucket", ("admin-key", "admin-secret")),
-    "denied everywhere": Case("s3://locked/", "access denied to each of 8 objects tried"),
-    "denied everywhere, manifest": Case("locked.jsonl", "access denied to each of 8 objects tried"),
+    "denied everywhere": Case("s3://locked/", "none of 8 objects tried can be read"),
+    "denied everywhere, manifest": Case("locked.jsonl", "none of 8 objects tried can be read"),
     "disk full": Case("s3://photos/many", "No space left on device", full=True),
 }
 

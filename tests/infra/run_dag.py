@@ -84,14 +84,13 @@ def run_nights(folder: Path) -> None:
 def fake_project(folder: Path) -> tuple[Path, Path]:
     """A folder that looks like the project to the DAG, and where its launcher notes what it was asked for."""
     project, log = folder / "the project", folder / "asked"
-    (project / "nic_model").mkdir(parents=True)
-    (project / "nic_model" / "__init__.py").touch()
-    (project / "nic_model" / "model_files.py").write_text(
+    package = project / "jobs" / "common"
+    package.mkdir(parents=True)
+    (package / "captioning.py").write_text(
         "from pathlib import Path\n"
         "class ModelFiles:\n"
         "    model_id = Path('model_id').read_text()\n"
-        "    @classmethod\n"
-        "    def read(cls, path): return cls()\n"
+        "def read_model(location): return ModelFiles()\n"
     )
     launcher = project / "spark-submit.sh"
     launcher.write_text(LAUNCHER.format(python=sys.executable, log=log))

@@ -142,6 +142,10 @@ URIS = {
     "bucket with a space": ("s3://my bucket/a.jpg", "is no bucket's name"),
     "bucket beyond ASCII": ("s3://bücket/a.jpg", "is no bucket's name"),
     "bucket with a query": ("s3://bucket?x=/a.jpg", "is no bucket's name"),
+    "bucket that climbs": ("s3://../bucket/a.jpg", "is no bucket's name"),
+    "bucket with two dots": ("s3://a..b/a.jpg", "is no bucket's name"),
+    "bucket too short": ("s3://ab/a.jpg", "is no bucket's name"),
+    "scheme that writes to a terminal": ("\x1b[31mred://a", "uri refused: \\x1b[31mred:// is not read"),
 }
 
 # name: content, status, words of the message. Some are good behind a hostile look.
@@ -255,6 +259,7 @@ def test_local_files_are_for_who_allows_them(tmp_path: Path) -> None:
         assert fetch("a", None, uri, allowed)[0] == PNG
         assert isinstance(fetch("a", None, uri, Access())[0], Failure)
     _assert_failure(fetch("a", None, "file:///a%00b", allowed)[0], "fetch_error", "ValueError")
+    _assert_failure(fetch("a", None, "file://[2026]/a.png", allowed)[0], "fetch_error", "ValueError")
     _assert_failure(fetch("a", None, "relative.png", allowed)[0], "fetch_error", "uri refused: a local path")
 
 

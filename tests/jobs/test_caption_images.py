@@ -2,6 +2,7 @@
 
 import json
 import os
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,7 +18,7 @@ from jobs.common import tables
 from jobs.common.captioning import CaptioningConfig, read_captioning
 from jobs.common.logs import Logging
 from jobs.common.session import exit_status
-from jobs.common.sources import ImageFiles, ImageObjects, ImageTable, find_source, spread
+from jobs.common.sources import ImageTable, spread
 from jobs.common.storage import Access
 from jobs.common.udfs import StatusCounts, Watch, import_workers, warm_worker
 from nic_model.captioner import Captioner
@@ -212,8 +213,39 @@ def test_failure_rate_decides_the_exit_status(model: Path, tmp_path: Path, capsy
     (tmp_path / "images" / "bad.png").write_bytes(b"")
     assert run(model, tmp_path / "images", "--captions", tmp_path / "a", "--max-failure-rate", 0.5) == 0
     assert run(model, tmp_path / "images", "--captions", tmp_path / "b", "--max-failure-rate", 0.4) == 1
-    assert "50% of the images failed, more than --max-failure-rate 0.4" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "50% of the images that are new or have changed failed, more than --max-failure-rate 0.4" in error
     assert pq.read_table(tmp_path / "b").num_rows == 2
+
+
+def test_what_fails_again_is_not_held_against_a_night(
+    spark: SparkSession, model: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "bad.png").write_bytes(b"")
+    out = folder.parent / "captions"
+    for attempts in (1, 2):
+        assert run(model, folder, "--captions", out, "--max-failure-rate", 0.3) == 0
+        assert read(spark, out)["bad.png"]["attempts"] == attempts
+    assert "1 failed:" in capsys.readouterr().out
+    (folder / "a.png").write_bytes(b"")
+    os.utime(folder / "a.png", (1, 1))
+    assert run(model, folder, "--captions", out, "--max-failure-rate", 0.3) == 1
+    assert "100% of the images that are new or have changed failed" in capsys.readouterr().err
+
+
+def test_staging_leaves_the_folder_that_it_is_below(
+    spark: SparkSession, model: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scratch, out = folder.parent / "scratch", folder.parent / "captions"
+    (scratch / "precious").mkdir(parents=True)
+    assert run(model, folder, "--captions", out, "--staging", scratch) == 0
+    assert len(read(spark, out)) == 3
+    assert [path.name for path in scratch.iterdir()] == ["precious"]
+    assert tables.staging(spark, str(out), str(scratch)) != tables.staging(spark, f"{out}2", str(scratch))
+
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as memory:
+        assert run(model, folder, "--captions", out, "--staging", memory) == 2
+    assert "is on another file system than the table" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -253,6 +285,17 @@ def test_bad_options_are_one_line_before_spark_starts(
     assert error.count("\n") == 1
 
 
+def test_scores_are_written_over_no_other_folder(
+    model: Path, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(caption_images, "build_session", lambda name: pytest.fail("Spark was started"))
+    scores = folder.parent / "scores"
+    (scores / "segments").mkdir(parents=True)
+    (scores / "segments" / "mask.png").write_bytes(b"x")
+    assert run(model, folder, "--references", folder, "--scores", scores) == 2
+    assert f"--scores {scores}/segments: holds mask.png, which is of no table" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
@@ -277,34 +320,6 @@ def test_tables_without_the_columns_are_refused(
     assert message in error
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("location", "kind"),
-    [
-        ("a.parquet", ImageTable),
-        ("data/part-*.parquet", ImageTable),
-        ("database.images", ImageTable),
-        ("catalog.database.images", ImageTable),
-        ("photos", ImageFiles),
-        ("photos/*.jpg", ImageFiles),
-        ("file:///photos", ImageFiles),
-        ("s3://bucket/photos", ImageObjects),
-        ("s3://bucket/list.parquet", ImageTable),
-        ("list.csv", ImageTable),
-        ("lists/*.jsonl", ImageTable),
-    ],
-)
-def test_sources_are_told_apart(location: str, kind: type) -> None:
-    assert isinstance(find_source(location), kind)
-
-
-def test_dangling_links_and_odd_names_are_not_lost(spark: SparkSession, folder: Path) -> None:
-    (folder / "gone.jpg").symlink_to("nowhere")
-    (folder / "a #%41 ü?.png").write_bytes(photographs(1)[0])
-    ids = {row["image_id"] for row in ImageFiles(str(folder)).read(spark).rows.collect()}
-    assert {"gone.jpg", "a #%41 ü?.png", "sub/c.png"} <= ids
-    assert "notes.txt" not in ids
 
 
 def test_several_models_write_one_caption(

@@ -1,6 +1,7 @@
 """What a run tells of its waves."""
 
 from collections import Counter
+from collections.abc import Sequence
 
 import pytest
 from pyspark.sql import DataFrame, SparkSession
@@ -10,9 +11,11 @@ from jobs.common.rows import STOPPED
 from jobs.common.storage import SystemicError
 
 
-def wave(spark: SparkSession, *statuses: str) -> DataFrame:
-    rows = [(f"{number:02}", status, "a dog", "torn") for number, status in enumerate(statuses)]
-    return spark.createDataFrame(rows, "image_id string, status string, caption string, error_message string")
+def wave(spark: SparkSession, *statuses: str, attempts: Sequence[int] = ()) -> DataFrame:
+    tried = attempts or [1] * len(statuses)
+    rows = [(f"{n:02}", status, "a dog", "torn", tried[n]) for n, status in enumerate(statuses)]
+    columns = "image_id string, status string, caption string, error_message string, attempts int"
+    return spark.createDataFrame(rows, columns)
 
 
 def test_rows_that_tasks_did_not_tell_of_are_counted(spark: SparkSession) -> None:
@@ -21,7 +24,16 @@ def test_rows_that_tasks_did_not_tell_of_are_counted(spark: SparkSession) -> Non
     for told in ({}, {"ok": 2}, {"ok": 4, "decode_error": 2}):
         assert outcome.add(rows, Counter(told), 3) == {"ok": 2, "decode_error": 1}
     assert outcome.counts == {"ok": 8, "decode_error": 4}
+
+
+def test_the_failure_rate_is_that_of_first_attempts(spark: SparkSession) -> None:
+    outcome = Outcome()
+    assert outcome.failure_rate == 0
+    outcome.look(wave(spark, "ok", "ok", "decode_error"), Counter({"ok": 2, "decode_error": 1}), again=False)
     assert outcome.failure_rate == pytest.approx(1 / 3)
+    rows = wave(spark, "decode_error", "ok", "fetch_error", attempts=[1, 2, 3])
+    outcome.look(rows, Counter({"decode_error": 1, "ok": 1, "fetch_error": 1}), again=True)
+    assert outcome.failure_rate == pytest.approx(2 / 4)
 
 
 @pytest.mark.parametrize("told", [{"ok": 1, STOPPED: 1}, {"ok": 1}])
@@ -34,7 +46,7 @@ def test_the_first_waves_are_shown(spark: SparkSession, capsys: pytest.CaptureFi
     outcome = Outcome()
     for statuses in (["ok"] * 15 + ["decode_error"] * 4, ["ok"] * 15 + ["decode_error"] * 4, ["ok"] * 5):
         rows, counts = wave(spark, *statuses), Counter(statuses)
-        outcome.look(rows, outcome.add(rows, counts, len(statuses)))
+        outcome.look(rows, outcome.add(rows, counts, len(statuses)), again=False)
     outcome.show(1.0)
     lines = capsys.readouterr().out.splitlines()
     assert sum(line.endswith("  a dog") for line in lines) == 20

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,19 @@ def captions_table(spark: SparkSession, folder: Path, model_id: str) -> None:
     tables.append_run(spark, str(folder / "captions"), run)
 
 
+def test_times_are_told_in_utc(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spark gives them as the driver's, whatever zone that is in."""
+    monkeypatch.setenv("TZ", "America/New_York")
+    time.tzset()
+    try:
+        made = page_of(2)
+        made.runs = [{**made.runs[0], "started_at": datetime(2026, 1, 2, 21, 4)}]  # type: ignore[list-item, dict-item]
+        assert "2026-01-03 02:04 UTC" in report.render(made)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
 def test_from_tables_to_page(spark: SparkSession, tmp_path: Path, model_directory: Path) -> None:
     captions_table(spark, tmp_path, ModelFiles.read(model_directory).model_id)
     given = ["--captions", str(tmp_path / "captions"), "--references", str(PROJECT / "samples" / "references.parquet")]
@@ -181,6 +195,8 @@ def test_of_many_images_the_extremes_are_picked(spark: SparkSession) -> None:
         (["--limit", "0"], "--limit 0: must be at least 1"),
         (["--thumbnail-size", "4"], "--thumbnail-size 4: allowed are 32 to 1024"),
         (["--out", "."], "--out .: is a folder"),
+        (["--out", "pages/"], "--out pages/: is a folder"),
+        (["--out", "s3://bucket/a.html"], "--out s3://bucket/a.html: Hadoop writes to S3, and calls this s3a://bucket"),
         (["--model", str(PROJECT / "models" / "nic")], "decoder show_tell looks at no places"),
     ],
 )
