@@ -121,6 +121,8 @@ def check(options: argparse.Namespace) -> Job:
     decode = given_options(options, DecodeConfig)
     captioning = read_captioning(options.model or [DEFAULT_MODEL], means, decode, reaching(source, access))
     check_target(options.captions, config.format)
+    if config.staging:
+        tables.check_plain(config.staging, "--staging")
     written = options.scores or tables.beside(options.captions, "scores")
     if options.references:
         tables.check_readable(options.references, "--references")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from nic_model.checkpoint import CaptionModel, save_model
+from nic_model.checkpoint import CaptionModel, check_out, save_model
 from nic_model.model_files import ModelFiles
 
 
@@ -54,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="the model directory to write")
     options = parser.parse_args(arguments)
     try:
+        check_out(options.out)
         shares = read_shares(options.shares, len(options.models))
         files = [ModelFiles.read(directory, "MODEL") for directory in options.models]
         model = average([each.build() for each in files], shares)

@@ -1,5 +1,6 @@
 """Training data as tensors: views of images, and their captions as padded tokens."""
 
+import re
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -12,7 +13,7 @@ from nic_model.show_tell import Captions
 from nic_model.vocabulary import PAD, Vocabulary
 
 # A mirrored photograph makes a caption with one of these false.
-SIDES = frozenset({"left", "right"})
+SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)
 
 
 class ImageViews(Dataset[torch.Tensor]):
@@ -46,7 +47,7 @@ class ImageViews(Dataset[torch.Tensor]):
 
 def names_a_side(captions: Sequence[str]) -> bool:
     """Whether a caption says left or right."""
-    return any(word in SIDES for caption in captions for word in caption.lower().replace("-", " ").split())
+    return any(SIDES.search(caption) for caption in captions)
 
 
 class Tokens:

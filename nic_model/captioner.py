@@ -30,6 +30,8 @@ Search = Callable[[], list[list[Hypothesis]]]  # one that has begun: to be calle
 
 logger = logging.getLogger(__name__)
 
+AGAIN = 8  # images searched at once in fp32, which takes more of a GPU's memory
+
 
 @dataclass(frozen=True)
 class Caption:
@@ -133,6 +135,8 @@ class Captioner:
                 waiting = rest
                 continue
             except torch.OutOfMemoryError:
+                if self._record and self._recorded is None:
+                    n = self.batch_size  # which recording takes room for, however few these are
                 if n == 1:
                     raise
             # Not among what handles the error, which keeps alive all that the search had made.
@@ -184,11 +188,11 @@ class Captioner:
         again = [number for number, hypotheses in enumerate(found) if not hypotheses]
         if again:
             logger.warning("%d images overflow in fp16: captioned in fp32", len(again))
-            exact = self._make_execution(torch.float32)
-            for number, hypotheses in zip(
-                again, beam_search(exact, torch.cat(list(pixels))[again], self.decode_config), strict=True
-            ):
-                found[number] = hypotheses
+            exact, whole = self._make_execution(torch.float32), torch.cat(list(pixels))
+            for at in range(0, len(again), AGAIN):
+                some = again[at : at + AGAIN]
+                for number, hypotheses in zip(some, beam_search(exact, whole[some], self.decode_config), strict=True):
+                    found[number] = hypotheses
         return found
 
     @torch.inference_mode()

@@ -62,6 +62,18 @@ def build_model(config: bytes, vocabulary: bytes, weights: Mapping[str, torch.Te
     return model.eval()
 
 
+def check_out(directory: Path) -> None:
+    """Raises ValueError where saving a model there would remove something other than a model."""
+    if directory.exists() and not directory.is_dir():
+        raise ValueError(f"--out {directory}: is a file; a model is a directory")
+    others = sorted({path.name for path in directory.glob("*")} - set(FILES))
+    if others:
+        some = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+        raise ValueError(
+            f"--out {directory}: holds {some}, which is no model's and would be lost; choose another --out"
+        )
+
+
 def save_model(
     directory: Path,
     model: CaptionModel,
@@ -69,10 +81,12 @@ def save_model(
     training: Mapping[str, Any],
     dtype: torch.dtype = torch.float16,
 ) -> None:
-    """Writes a model directory, whole or not at all. `training` is kept in config.json for people to read.
+    """Writes a model directory, whole or not at all. `training` is kept in config.json for people to read. Raises
+    ValueError as `check_out` does.
 
     Half precision halves what travels to executors; the captions are those of the rounded weights everywhere.
     """
+    check_out(directory)
     settings = {"model": model.config.to_dict(), "decode": decode.to_dict(), "training": dict(training)}
     weights = {
         name: tensor.detach().cpu().to(dtype).contiguous()

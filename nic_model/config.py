@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import hashlib
 import json
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,9 @@ DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")  # of captioning
 DECODE_ON = ("cpu", "gpu")
 
+KINDS = {int: "a whole number", float: "a number", str: "text"}
+BOUNDS = {"least": ("at least", operator.ge), "most": ("at most", operator.le), "below": ("below", operator.lt)}
+
 
 def check_device(name: str) -> None:
     """Raises ValueError where `name` is no device, whether or not this machine has it."""
@@ -21,9 +25,22 @@ def check_device(name: str) -> None:
         raise ValueError(f"--device {name}: allowed are {', '.join(DEVICES)}, or cuda:N")
 
 
-def option(default: Any, help: str, choices: tuple[str, ...] | None = None, least: float | None = None) -> Any:
-    """A dataclass field that is a command-line option too: `help`, allowed values, smallest value."""
-    return field(default=default, metadata={"help": help, "choices": choices, "least": least})
+def option(
+    default: Any,
+    help: str,
+    choices: tuple[str, ...] | None = None,
+    least: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+) -> Any:
+    """A dataclass field that is a command-line option too: `help`, and the values that are allowed."""
+    allowed = {"choices": choices, "least": least, "most": most, "below": below}
+    return field(default=default, metadata={"help": help, **allowed})
+
+
+def option_name(setting: str) -> str:
+    """How the command line writes it."""
+    return f"--{setting.replace('_', '-')}"
 
 
 @dataclass(frozen=True)
@@ -32,12 +49,18 @@ class Config:
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
-            value, choices, least = getattr(self, f.name), f.metadata.get("choices"), f.metadata.get("least")
-            name = f"--{f.name.replace('_', '-')}"
+            value, name, choices = getattr(self, f.name), option_name(f.name), f.metadata.get("choices")
+            if f.type is float and type(value) is int:  # JSON's 1 is 1.0, also in what is hashed
+                value = float(value)
+                object.__setattr__(self, f.name, value)
+            if f.type in KINDS and (not isinstance(value, f.type) or isinstance(value, bool)):  # True is an int
+                raise ValueError(f"{name} {json.dumps(value, default=str)}: must be {KINDS[f.type]}")
             if choices is not None and value not in choices:
                 raise ValueError(f"{name} {value}: allowed are {', '.join(choices)}")
-            if least is not None and not value >= least:  # written so that NaN fails too
-                raise ValueError(f"{name} {value}: must be at least {least}")
+            bounds = [(*bound, f.metadata[key]) for key, bound in BOUNDS.items() if f.metadata.get(key) is not None]
+            if not all(holds(value, bound) for _, holds, bound in bounds):  # NaN fails too
+                allowed = " and ".join(f"{words} {bound}" for words, _, bound in bounds)
+                raise ValueError(f"{name} {value}: must be {allowed}")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -70,17 +93,16 @@ class ModelConfig(Config):
     embed_size: int = option(512, "size of word and image embeddings", least=1)
     hidden_size: int = option(512, "size of the LSTM's state", least=1)
     attention_size: int = option(256, "of show_attend_tell: size of the space that query and grid meet in", least=1)
-    dropout: float = option(0.5, "dropout on the LSTM's inputs and outputs", least=0)
-    annotation_dropout: float = option(0.0, "of show_attend_tell: dropout on the grid", least=0)
+    dropout: float = option(0.5, "dropout on the LSTM's inputs and outputs", least=0, below=1)
+    annotation_dropout: float = option(0.0, "of show_attend_tell: dropout on the grid", least=0, below=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "mean", tuple(self.mean))  # JSON gives lists
-        object.__setattr__(self, "std", tuple(self.std))
-        for name in ("dropout", "annotation_dropout"):
-            if not getattr(self, name) < 1:
-                option_name = f"--{name.replace('_', '-')}"
-                raise ValueError(f"{option_name} {getattr(self, name)}: must be at least 0 and below 1")
+        for name in ("mean", "std"):
+            value = getattr(self, name)
+            if not isinstance(value, (list, tuple)) or [type(v) in (int, float) for v in value] != [True] * 3:
+                raise ValueError(f"{name} {value}: must be three numbers, of red, green and blue")
+            object.__setattr__(self, name, tuple(value))  # JSON gives lists
 
 
 @dataclass(frozen=True)
@@ -124,7 +146,7 @@ class TrainConfig(Config):
         0.0, "weight of the captions' likelihood beside the reward in self-critical training", least=0
     )
     weight_decay: float = option(1e-2, "AdamW's decoupled weight decay", least=0)
-    label_smoothing: float = option(0.1, "probability mass spread over all words", least=0)
+    label_smoothing: float = option(0.1, "probability mass spread over all words", least=0, below=1)
     attention_penalty: float = option(
         0.02, "weight of soft attention's doubly stochastic penalty (section 4.2.1 of Show, Attend and Tell)", least=0
     )
@@ -132,7 +154,9 @@ class TrainConfig(Config):
         0.0, "share of the words that the decoder reads in training which are its own guesses", least=0
     )
     gradient_norm: float = option(5.0, "gradients are scaled down to this norm", least=0)
-    average: float = option(0.995, "decay of the running average of the weights, which is the model kept", least=0)
+    average: float = option(
+        0.995, "decay of the running average of the weights, which is the model kept; less at first", least=0, below=1
+    )
     select_by: str = option("cider", "dev score that the epoch to keep is chosen by", choices=("cider", "bleu_4"))
     patience: int = option(0, "a phase ends early after so many epochs without a better model; 0: never", least=0)
     views: int = option(
@@ -141,7 +165,9 @@ class TrainConfig(Config):
         " in each epoch",
         least=0,
     )
-    least_area: float = option(0.7, "least share of a training image's area that an augmented view shows", least=0.01)
+    least_area: float = option(
+        0.7, "least share of a training image's area that an augmented view shows", least=0.01, most=1
+    )
     max_tokens: int = option(24, "words of a training caption beyond this many are cut", least=1)
     workers: int = option(0, "processes that decode images while fine-tuning", least=0)
     device: str = option("auto", "where to train", choices=DEVICES)
@@ -149,8 +175,10 @@ class TrainConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.least_area > 1:
-            raise ValueError(f"--least-area {self.least_area}: must be at most 1")
+        if not self.frozen_epochs + self.fine_tune_epochs + self.self_critical_epochs:
+            raise ValueError(
+                "--frozen-epochs, --fine-tune-epochs and --self-critical-epochs are all 0: nothing to train"
+            )
 
 
 @dataclass(frozen=True)
@@ -202,11 +230,10 @@ def add_options(parser: argparse.ArgumentParser, *configs: type[Config]) -> None
         group = parser.add_argument_group(config.__name__.removesuffix("Config").lower())
         for f in dataclasses.fields(config):
             if "help" in f.metadata:
-                name = f"--{f.name.replace('_', '-')}"
                 text = f"{f.metadata['help']} (default {f.default})" if f.default != "" else f.metadata["help"]
                 values = "|".join(f.metadata["choices"] or ()) or {int: "N", float: "X"}.get(type(f.default), "TEXT")
                 # Choices are checked by the config itself, so that a file and an option get one message.
-                group.add_argument(name, type=type(f.default), default=None, metavar=values, help=text)
+                group.add_argument(option_name(f.name), type=type(f.default), default=None, metavar=values, help=text)
 
 
 def given_options(options: argparse.Namespace, config: type[Config]) -> dict[str, Any]:

@@ -36,7 +36,8 @@ class Encoder(nn.Module):
     """
 
     def __init__(self, config: ModelConfig) -> None:
-        """Random weights. Raises ValueError for a name that neither torchvision's ResNets nor timm know."""
+        """Random weights. Raises ValueError for a name that neither torchvision's ResNets nor timm know, and for a size
+        of image that the network does not take."""
         super().__init__()
         self.config = config
         self.grid = config.decoder == "show_attend_tell"
@@ -48,7 +49,13 @@ class Encoder(nn.Module):
             self.backbone = timm.create_model(config.encoder, pretrained=False, num_classes=0).eval()
             with torch.inference_mode():  # what timm calls num_features is not always what comes out
                 probe = torch.zeros(1, 3, config.image_size, config.image_size)
-                self.output_size = self._whole(probe).shape[-1]
+                try:
+                    self.output_size = self._whole(probe).shape[-1]
+                except (AssertionError, RuntimeError, ValueError) as error:
+                    reason = str(error).partition("\n")[0]
+                    raise ValueError(
+                        f"--image-size {config.image_size}: {config.encoder} takes another: {reason}"
+                    ) from None
         else:
             near = timm.list_models(f"*{config.encoder}*")[:5]
             hint = f"; did you mean {', '.join(near)}" if near else ""
@@ -176,8 +183,13 @@ def _read_weights(file: Path) -> dict[str, torch.Tensor]:
         weights = torch.load(file, map_location="cpu", weights_only=True)  # runs nothing that the file may hold
     except Exception as error:
         raise ValueError(f"--encoder-weights {file}: {error}") from None
+    if isinstance(weights, dict):
+        weights = weights.get("state_dict", weights)  # where training scripts put it, beside the epoch
     if not isinstance(weights, dict):
         raise ValueError(f"--encoder-weights {file}: not a state dict but {type(weights).__name__}")
+    strange = next((name for name, value in weights.items() if not isinstance(value, torch.Tensor)), None)
+    if strange is not None:
+        raise ValueError(f"--encoder-weights {file}: not a state dict: {strange!r} is no tensor")
     return weights
 
 

@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from nic_model.batches import ImageViews, load_views
@@ -14,7 +13,9 @@ from nic_model.config import TrainConfig
 from nic_model.datasets import Example
 from nic_model.encoder import Encoder, Lower
 from nic_model.execution import hasten
+from nic_model.state import written_whole
 
+Inputs = ImageViews | torch.Tensor
 Encode = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -26,40 +27,44 @@ class FeatureCache:
         self.folder, self.device, self.workers = folder, device, workers
         self._open: dict[str, torch.Tensor] = {}
 
-    def views(self, name: str, n: int, compute: Callable[[int], torch.Tensor]) -> list[torch.Tensor]:
-        """The `n` views of `name`; `compute` makes one."""
+    def views(self, name: str, n: int, source: Callable[[int], tuple[Inputs, Encode]]) -> list[torch.Tensor]:
+        """The `n` views of `name`; `source` says what one is made of, and how."""
         views = []
         for view in range(n):
             key = f"{name}-{view}"
             if key not in self._open:
-                file = self.folder / f"{key}.pt"
+                file = self.folder / f"{key}.npy"
                 if not file.exists():
-                    save_atomically(compute(view), file)
-                self._open[key] = torch.load(file, weights_only=True, mmap=True)
+                    inputs, encode = source(view)
+                    save_parts(self._parts(inputs, encode), len(inputs), file)
+                self._open[key] = torch.from_numpy(np.load(file, mmap_mode="r+"))  # of "r", torch would warn
             views.append(self._open[key])
         return views
 
-    def encode(self, inputs: Dataset[torch.Tensor] | torch.Tensor, encode: Encode) -> torch.Tensor:
+    def encode(self, inputs: Inputs, encode: Encode) -> torch.Tensor:
         """`encode` of all `inputs` in order, float16 on the CPU. A module is one from pixels, in evaluation mode."""
-        n = len(inputs)  # type: ignore[arg-type]
-        batches = [list(range(at, min(at + 64, n))) for at in range(0, n, 64)]
         whole, at = torch.empty(0), 0
-        with (
-            torch.inference_mode(),
-            tqdm(total=n, desc="encoding", unit="image", leave=False, mininterval=1) as progress,
-        ):
-            for batch in load_views(inputs, batches, self.workers):
-                if not at and isinstance(encode, nn.Module) and self.device.type == "cpu":
+        for part in self._parts(inputs, encode):
+            if not at:
+                whole = torch.empty(len(inputs), *part.shape[1:], dtype=part.dtype)
+            whole[at : at + len(part)] = part
+            at += len(part)
+        return whole
+
+    @torch.inference_mode()
+    def _parts(self, inputs: Inputs, encode: Encode) -> Iterator[torch.Tensor]:
+        """What `encode` returns, batch by batch."""
+        n = len(inputs)
+        batches = [list(range(at, min(at + 64, n))) for at in range(0, n, 64)]
+        with tqdm(total=n, desc="encoding", unit="image", leave=False, mininterval=1) as progress:
+            for number, batch in enumerate(load_views(inputs, batches, self.workers)):
+                if not number and isinstance(encode, nn.Module) and self.device.type == "cpu":
                     encode = hasten(encode, batch)
                 # bf16 is as exact as what is kept, and faster.
                 with torch.autocast(self.device.type, dtype=torch.bfloat16):
                     part = encode(batch.to(self.device)).half().cpu()
-                if not at:
-                    whole = part.new_empty(n, *part.shape[1:])
-                whole[at : at + len(part)] = part
-                at += len(part)
+                yield part
                 progress.update(len(part))
-        return whole.clone()
 
 
 class Views:
@@ -79,23 +84,23 @@ class Views:
         """What goes into the stages that fine-tuning trains: views (N, C, h, w)."""
         stages = self._config.fine_tune_stages
         lower = Lower(self._encoder, stages)
-        return self._kept(f"stages_{stages}", epoch, lambda view: self._cache.encode(self.images(view), lower))
+        return self._kept(f"stages_{stages}", epoch, lambda view: (self.images(view), lower))
 
     def features(self, name: str, epoch: int) -> list[torch.Tensor]:
         """What comes out of the encoder as it is now: views (N, D) or (N, P, D)."""
         stages, encoder = self._config.fine_tune_stages, self._encoder
 
-        def compute(view: int) -> torch.Tensor:
+        def source(view: int) -> tuple[Inputs, Encode]:
             if not stages or not self._config.views:
-                return self._cache.encode(self.images(view), encoder)
-            return self._cache.encode(self.hidden(epoch)[view], lambda batch: encoder.upper(batch.float(), stages))
+                return self.images(view), encoder
+            return self.hidden(epoch)[view], lambda batch: encoder.upper(batch.float(), stages)
 
-        return self._kept(name, epoch, compute)
+        return self._kept(name, epoch, source)
 
-    def _kept(self, name: str, epoch: int, compute: Callable[[int], torch.Tensor]) -> list[torch.Tensor]:
+    def _kept(self, name: str, epoch: int, source: Callable[[int], tuple[Inputs, Encode]]) -> list[torch.Tensor]:
         if self._config.views:
-            return self._cache.views(name, self._config.views, compute)
-        return [compute(epoch + 1)]
+            return self._cache.views(name, self._config.views, source)
+        return [self._cache.encode(*source(epoch + 1))]
 
 
 def random_views(views: Sequence[torch.Tensor], seed: int, batches: list[list[int]]) -> Iterator[torch.Tensor]:
@@ -107,9 +112,12 @@ def random_views(views: Sequence[torch.Tensor], seed: int, batches: list[list[in
         yield batch.contiguous(memory_format=torch.channels_last) if batch.dim() == 4 else batch
 
 
-def save_atomically(value: Any, file: Path) -> None:
-    """torch.save, whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(".part")
-    torch.save(value, part)
-    part.replace(file)
+def save_parts(parts: Iterator[torch.Tensor], n: int, file: Path) -> None:
+    """Float16 `parts`, `n` rows in all, as one array of NumPy's format, whole or not at all. None of it stays in
+    memory, and a full disk is an OSError, which it would not be in a file that is mapped."""
+    with written_whole(file) as out:
+        for number, part in enumerate(parts):
+            if not number:
+                header = {"descr": "<f2", "fortran_order": False, "shape": (n, *part.shape[1:])}
+                np.lib.format.write_array_header_1_0(out, header)
+            out.write(part.contiguous().numpy().data)

@@ -10,7 +10,7 @@ import numpy as np
 import simplejpeg
 import torch
 from numpy.typing import NDArray
-from PIL import AvifImagePlugin, ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import AvifImagePlugin, ExifTags, Image, UnidentifiedImageError
 from torch.nn import functional
 
 # Decoded, a photograph takes 4 bytes a pixel and the conversion to RGB a second copy: 100 megapixels, the largest
@@ -24,6 +24,18 @@ WHOLE_PIXELS = 4_000_000
 # Markers of a JPEG (table B.1 of ITU T.81); frames are baseline, extended or progressive.
 SOF0, SOF1, SOF2, RST0, EOI, APP1, APP14, COM = 0xC0, 0xC1, 0xC2, 0xD0, 0xD9, 0xE1, 0xEE, 0xFE
 EXIF = b"Exif\0\0"
+
+# What turns an image upright, by the orientation that its EXIF notes.
+TURNS: dict[object, Image.Transpose] = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+QUARTER_TURNS = {TURNS[orientation] for orientation in (5, 6, 7, 8)}  # these exchange width and height
 
 # Formats that people caption. Pillow knows some forty more, several of them rarely used code that parses hostile
 # bytes, or programs in disguise (EPS runs Ghostscript).
@@ -107,14 +119,18 @@ def open_rgb(content: bytes, size: int, max_pixels: int = MAX_PIXELS) -> tuple[I
     if not content:
         raise ImageError("decode_error", "the file is empty")
     try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            width, height = image.size
-            if width * height > max_pixels:
-                raise ImageError("too_large", f"{width} x {height} pixels; at most {max_pixels} are decoded")
-            image.draft("RGB", (_drafted(size), _drafted(size)))
-            quarter_turn = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-            ImageOps.exif_transpose(image, in_place=True)  # in place: it would copy an upright image too
-            rgb = _to_rgb(image)
+        image: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
+        width, height = image.size
+        if width * height > max_pixels:
+            raise ImageError("too_large", f"{width} x {height} pixels; at most {max_pixels} are decoded")
+        image.draft("RGB", (_drafted(size), _drafted(size)))
+        image.load()  # which turns a TIFF, whose size has been that of the upright image already
+        turn = _turn(image)
+        if turn is not None:
+            image = image.transpose(turn)
+            if turn in QUARTER_TURNS:
+                width, height = height, width
+        return _to_rgb(image), width, height
     except ImageError:
         raise
     except UnidentifiedImageError:
@@ -127,7 +143,14 @@ def open_rgb(content: bytes, size: int, max_pixels: int = MAX_PIXELS) -> tuple[I
         # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ZeroDivisionError and more on
         # hostile bytes: all of them mean that this image cannot be decoded.
         raise ImageError("decode_error", f"{type(error).__name__}: {error}") from None
-    return (rgb, height, width) if quarter_turn else (rgb, width, height)
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What makes a loaded image stand upright: nothing where it does, or where its EXIF is damaged."""
+    try:
+        return TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception:  # hostile bytes: each kind of damage raises its own
+        return None
 
 
 def resize(image: Image.Image, size: int, box: tuple[float, float, float, float] | None = None) -> NDArray[np.uint8]:

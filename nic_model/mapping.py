@@ -1,6 +1,7 @@
 """A model's weights once for all processes of a machine: one file, mapped into the memory of each."""
 
 import fcntl
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -42,10 +43,14 @@ class MappedModel:
 def _write(files: ModelFiles, directory: Path) -> None:
     weights = {name: _as_kept(tensor) for name, tensor in read_tensors(files.weights).items()}
     staged = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
-    (staged / CONFIG).write_bytes(files.config)
-    (staged / VOCABULARY).write_bytes(files.vocabulary)
-    save_file(weights, staged / WEIGHTS)
-    staged.replace(directory)
+    try:
+        (staged / CONFIG).write_bytes(files.config)
+        (staged / VOCABULARY).write_bytes(files.vocabulary)
+        save_file(weights, staged / WEIGHTS)
+        staged.replace(directory)
+    except BaseException:  # as of a full disk, which what was written would keep full
+        shutil.rmtree(staged)
+        raise
 
 
 def _as_kept(tensor: torch.Tensor) -> torch.Tensor:

@@ -1,10 +1,12 @@
 """The phases of a training, and what is trained in each, how fast."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from nic_model.checkpoint import CaptionModel
 from nic_model.config import TrainConfig
@@ -12,10 +14,12 @@ from nic_model.config import TrainConfig
 
 @dataclass(frozen=True)
 class Phase:
-    """Epochs of one kind, with the highest learning rates of the decoder and of the encoder; None: it is frozen."""
+    """Epochs of one kind, with the highest learning rates of the decoder and of the encoder, None: it is frozen; and
+    the `options` that set these."""
 
     name: str
     epochs: int
+    options: str
     decoder_rate: float
     encoder_rate: float | None = None
 
@@ -23,11 +27,18 @@ class Phase:
 def phases(config: TrainConfig) -> list[Phase]:
     c = config
     return [
-        Phase("frozen", c.frozen_epochs, c.learning_rate),
-        Phase("fine-tuning", c.fine_tune_epochs, c.fine_tune_learning_rate, c.encoder_learning_rate),
+        Phase("frozen", c.frozen_epochs, "--learning-rate", c.learning_rate),
+        Phase(
+            "fine-tuning",
+            c.fine_tune_epochs,
+            "--fine-tune-learning-rate or --encoder-learning-rate",
+            c.fine_tune_learning_rate,
+            c.encoder_learning_rate,
+        ),
         Phase(
             "self-critical",
             c.self_critical_epochs,
+            "--self-critical-learning-rate or --self-critical-encoder-learning-rate",
             c.self_critical_learning_rate,
             c.self_critical_encoder_learning_rate or None,
         ),
@@ -53,3 +64,14 @@ def make_optimizer(
 
     optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, share)
+
+
+def running_average(decay: float) -> Callable[[Any, Any, torch.Tensor | int], None]:
+    """A `multi_avg_fn` for AveragedModel. The first weights, which know nothing, would outlive a short training at
+    `decay`: they are forgotten faster, until there have been many steps."""
+
+    def average(averaged: Any, weights: Any, steps: torch.Tensor | int) -> None:
+        n = int(steps)
+        get_ema_multi_avg_fn(min(decay, (1 + n) / (10 + n)))(averaged, weights, n)
+
+    return average

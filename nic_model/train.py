@@ -32,6 +32,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--train", nargs="+", required=True, metavar="DATA", help=kinds)
     parser.add_argument("--dev", nargs="+", required=True, metavar="DATA", help="likewise, to choose the best epoch by")
     parser.add_argument("--images-dir", type=Path, help="folder of the image files that JSON and token files name")
+    parser.add_argument("--dev-images-dir", type=Path, help="likewise for --dev (default: --images-dir)")
     parser.add_argument("--train-split", help="list of image names, or the split's name in a Karpathy JSON")
     parser.add_argument("--dev-split", help="likewise for --dev")
     parser.add_argument("--out", type=Path, required=True, help="the model directory to write")
@@ -47,12 +48,19 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def read_configs(options: argparse.Namespace) -> tuple[ModelConfig, TrainConfig, DecodeConfig]:
     """Defaults, overridden by --config, overridden by options. Raises ValueError."""
     file = read_json(options.config) if options.config else {}
+    if not isinstance(file, dict):
+        raise ValueError(
+            f"{options.config}: must be an object with model, train and decode, not a {type(file).__name__}"
+        )
     unknown = sorted(set(file) - {"model", "train", "decode"})
     if unknown:
         raise ValueError(f"{options.config}: {', '.join(unknown)}: allowed are model, train and decode")
 
     def read(section: str, config: type[Config]) -> Any:
-        return config.from_dict({**file.get(section, {}), **given_options(options, config)})
+        settings = file.get(section, {})
+        if not isinstance(settings, dict):
+            raise ValueError(f"{options.config}: {section} must be an object, not a {type(settings).__name__}")
+        return config.from_dict({**settings, **given_options(options, config)})
 
     return read("model", ModelConfig), read("train", TrainConfig), read("decode", DecodeConfig)
 
@@ -63,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         configs = read_configs(options)
         train = read_dataset(options.train, split=options.train_split, images=options.images_dir)
-        dev = read_dataset(options.dev, split=options.dev_split, images=options.images_dir)
+        dev = read_dataset(options.dev, split=options.dev_split, images=options.dev_images_dir or options.images_dir)
         training = Training(train, dev, options.out, configs, options.encoder_weights, options.init)
         logger.info(
             "%d training and %d dev images, %d words, %.1f million parameters, on %s",

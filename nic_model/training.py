@@ -1,9 +1,7 @@
 """The training loop: phases of epochs, each scored on the dev images; the best model is kept, and an interrupted
 training goes on from its last whole epoch."""
 
-import csv
 import hashlib
-import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -12,23 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from nic_model.batches import ImageViews, Tokens, load_views, shuffled
 from nic_model.captioner import pick_device
-from nic_model.checkpoint import CaptionModel, save_model
-from nic_model.config import DecodeConfig, ModelConfig, TrainConfig
+from nic_model.checkpoint import CaptionModel, check_out, save_model
+from nic_model.config import DecodeConfig, ModelConfig, TrainConfig, short_hash
 from nic_model.datasets import Example
 from nic_model.encoder import load_pretrained
-from nic_model.features import Encode, FeatureCache, Views, random_views, save_atomically
+from nic_model.features import Encode, FeatureCache, Views, random_views
 from nic_model.halves import halve_pointwise
 from nic_model.model_files import ModelFiles
-from nic_model.phases import Phase, make_optimizer, phases
+from nic_model.phases import Phase, make_optimizer, phases, running_average
 from nic_model.scores import References, score
 from nic_model.search import DECODE_GREEDY, beam_search
 from nic_model.self_critical import Reward, advantages, draw, self_critical_loss
 from nic_model.show_tell import Captions
+from nic_model.state import claim, save_atomically, write_curves
 from nic_model.vocabulary import Vocabulary, sentence
 
 logger = logging.getLogger("nic_model.train")
@@ -47,19 +46,23 @@ class Training:
         init: Path | None = None,
     ) -> None:
         """`init` is a model directory to start from: its vocabulary, its encoder and, where it is of the same kind,
-        its decoder. Raises ValueError where data, settings or pretrained weights will not do."""
-        if len(train) < 2 or not dev:
-            raise ValueError(f"training needs at least 2 images and 1 for dev; there are {len(train)} and {len(dev)}")
+        its decoder. Raises ValueError where data, settings or pretrained weights will not do, or where `out` holds
+        what is no model."""
+        check_out(out)
+        if init is not None and init.resolve() == out.resolve():
+            raise ValueError(f"--init {init}: is --out too, so that what the training began with would be lost")
+        check_data(train, dev)
         model_config, self.config, self.decode = configs
         self.train, self.dev, self.out = train, dev, out
         self.state_dir = out.parent / f"{out.name}.training"
         self.device = pick_device(self.config.device)
         self.bf16 = self.config.precision == "bf16" or (self.config.precision == "auto" and self.device.type == "cuda")
         torch.manual_seed(self.config.seed)
+        self.origin: str | None = None  # a hash of the weights begun with, where they are of a file of the user's
         self.model = self._model(model_config, encoder_weights, init).to(self.device)
         self.tokens = Tokens(train, self.model.vocabulary, self.config.max_tokens)
-        ema = get_ema_multi_avg_fn(self.config.average)
-        self.average = AveragedModel(self.model, multi_avg_fn=ema, use_buffers=True)
+        average = running_average(self.config.average)
+        self.average = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
         assert isinstance(self.average.module, CaptionModel)
         self.averaged = self.average.module.eval()
         if self.bf16 and self.device.type == "cpu":
@@ -93,6 +96,10 @@ class Training:
         return bool(patience) and len(scores) > patience and max(scores[-patience:]) <= max(scores[:-patience])
 
     def _start(self, phase: Phase) -> None:
+        if phase.encoder_rate is None:
+            # Else the average, which is scored and kept, would go on towards it while the decoder learns on features
+            # of what the average was.
+            self.model.encoder.load_state_dict(self.averaged.encoder.state_dict())
         steps = phase.epochs * len(shuffled(len(self.train), self.config.batch_size, self.config.seed, 0))
         self.optimizer, self.schedule = make_optimizer(self.model, phase, self.config, steps)
         self._dev_features = None
@@ -118,7 +125,7 @@ class Training:
         for directory in (self.state_dir / "last", *([self.out] if kept else [])):
             save_model(directory, self.averaged, self.decode, notes)
         self._save_state()
-        self._write_curves(captions)
+        write_curves(self.state_dir, self.history, zip((e.image_id for e in self.dev), captions, strict=True))
 
     def _pass(self, phase: Phase, epoch: int) -> float:
         """One pass over the training images. Returns the mean loss of a word, or the mean reward of a sample."""
@@ -142,7 +149,7 @@ class Training:
                 with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
                     step = self._reward_step if self_critical else self._likelihood_step
                     loss, value, weight = step(indices, features)
-                self._update(loss)
+                self._update(loss, phase)
                 total, count = total + value * weight, count + weight
                 progress.set_postfix({"reward" if self_critical else "loss": f"{total / count:.3f}"}, refresh=False)
                 progress.update(len(indices))
@@ -195,10 +202,14 @@ class Training:
             said = torch.multinomial(self.model.decoder(features, captions).float().softmax(1), 1).squeeze(1)
         return captions.with_inputs(said, self.config.scheduled_sampling)
 
-    def _update(self, loss: torch.Tensor) -> None:
+    def _update(self, loss: torch.Tensor, phase: Phase) -> None:
+        """Raises ValueError where the loss or its gradients are no longer finite."""
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_norm)
+        if not (loss + norm).isfinite():
+            at = f"(loss {loss.item():.3g}) at a learning rate of {phase.decoder_rate}"
+            raise ValueError(f"{phase.name} training diverges {at}: lower {phase.options}")
         self.optimizer.step()
         self.schedule.step()
         self.average.update_parameters(self.model)
@@ -224,8 +235,10 @@ class Training:
             model = CaptionModel(config, Vocabulary.build(captions, self.config.min_count))
             load_pretrained(model.encoder, encoder_weights)
             model.config = model.encoder.config
+            self.origin = short_hash(encoder_weights.read_bytes()) if encoder_weights else None
             return model
-        source = ModelFiles.read(init, "--init").build()
+        files = ModelFiles.read(init, "--init")
+        self.origin, source = files.model_id, files.build()
         model = CaptionModel(config.replace(mean=source.config.mean, std=source.config.std), source.vocabulary)
         for part in ("encoder", "decoder") if config.decoder == source.config.decoder else ("encoder",):
             try:
@@ -241,11 +254,11 @@ class Training:
             data.update(repr((example.image_id, example.captions)).encode())
         where = {"device", "precision", "workers"}  # may change between two sittings
         train = {key: value for key, value in self.config.to_dict().items() if key not in where}
-        return {"model": self.model.config.to_dict(), "train": train, "data": data.hexdigest()}
+        model = self.model.config.to_dict()
+        return {"model": model, "train": train, "data": data.hexdigest(), "origin": self.origin}
 
     def _save_state(self) -> None:
         state = {
-            "settings": json.dumps(self._settings(), sort_keys=True),
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -256,14 +269,11 @@ class Training:
 
     def _resume(self) -> None:
         """Raises ValueError where the interrupted training had other settings or data."""
+        claim(self.state_dir, self._settings())
         file = self.state_dir / "state.pt"
         if not file.exists():
             return
         state = torch.load(file, map_location=self.device, weights_only=True)
-        if state["settings"] != json.dumps(self._settings(), sort_keys=True):
-            raise ValueError(
-                f"{self.state_dir} holds a training with other settings or data: remove it, or choose another --out"
-            )
         self.history = state["history"]
         (phase,) = (phase for phase in self.phases if phase.name == self.history[-1]["phase"])
         self._start(phase)
@@ -273,13 +283,15 @@ class Training:
         self.schedule.load_state_dict(state["schedule"])
         logger.info("resuming after epoch %d", len(self.history))
 
-    def _write_curves(self, captions: Sequence[str]) -> None:
-        """history.csv, a row an epoch, and captions.csv, the dev captions of the last one, for people to look at."""
-        with (self.state_dir / "history.csv").open("w", newline="", encoding="utf-8") as file:
-            table = csv.DictWriter(file, list(self.history[0]))
-            table.writeheader()
-            table.writerows(self.history)
-        with (self.state_dir / "captions.csv").open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows(
-                [("image_id", "caption"), *zip((e.image_id for e in self.dev), captions, strict=True)]
-            )
+
+def check_data(train: Sequence[Example], dev: Sequence[Example]) -> None:
+    """Raises ValueError where there are too few images, or dev images are trained on."""
+    if len(train) < 2 or not dev:
+        raise ValueError(f"training needs at least 2 images and 1 for dev; there are {len(train)} and {len(dev)}")
+    trained = {example.image_id: example.image for example in train}
+    shared = [example.image_id for example in dev if trained.get(example.image_id) == example.image]
+    if shared:
+        raise ValueError(
+            f"{len(shared)} of the dev images are trained on, such as {shared[0]}: their scores would say nothing;"
+            " choose others, as by --train-split and --dev-split"
+        )

@@ -15,7 +15,7 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from jobs.common import storage, tables
-from jobs.common.gpus import caption_profile
+from jobs.common.gpus import caption_profile, own_workers
 from jobs.common.rows import INPUT
 from jobs.common.session import bound_batches, ship_code
 from jobs.common.sources import image_columns
@@ -114,7 +114,8 @@ def transform(images: DataFrame, captioning: Captioning, caption: ArrowFunction)
     """A row of the captions table for each row of `images`, which has rows.INPUT's columns; lazily. `caption` is
     `caption_udf` of `captioning.recipe`."""
     profile = captioning.config.profile(images.sparkSession)
-    captioned = images.select(INPUT.names).mapInArrow(caption, tables.CAPTIONED, profile=profile)
+    with own_workers(images.sparkSession, profile):
+        captioned = images.select(INPUT.names).mapInArrow(caption, tables.CAPTIONED, profile=profile)
     constants = {name: F.lit(value) for name, value in {**captioning.keys(), "run_id": captioning.run_id}.items()}
     return captioned.withColumns(constants).select(tables.CAPTIONS.names)
 

@@ -106,13 +106,14 @@ def fetch_ahead(
     pool = ThreadPoolExecutor(threads, thread_name_prefix="fetch")
     try:
         for position, row in enumerate(rows):
-            content = row.pop("content")
+            content, ahead = row.pop("content"), AHEAD_ROWS
             if content is None:
                 pending.append((row, pool.submit(fetch_one, row, position).result))
-            else:  # nothing to wait for
+            else:  # nothing to wait for, so nothing to hold
                 pending.append((row, partial(fetch, row["image_id"], content, None, access)))
+                ahead = 0
             del content
-            if len(pending) > AHEAD_ROWS:
+            while len(pending) > ahead:
                 yield _first(pending, budget)
         while pending:
             yield _first(pending, budget)

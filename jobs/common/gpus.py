@@ -3,6 +3,7 @@
 import os
 import socket
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from pyspark import TaskContext
 from pyspark.resource import ResourceProfile, ResourceProfileBuilder, TaskResourceRequests
@@ -11,6 +12,7 @@ from pyspark.sql import SparkSession
 from jobs.common.storage import SystemicError
 
 EXECUTOR, TASK = "spark.executor.resource.gpu.amount", "spark.task.resource.gpu.amount"
+CAPTIONING = "NIC_CAPTIONING"
 
 
 def task_device(requested: str) -> str:
@@ -34,6 +36,19 @@ def caption_profile(spark: SparkSession, device: str, share: float) -> ResourceP
     cores = int(conf.get("spark.executor.cores", "0") or 0)
     cpus = max(int(conf.get("spark.task.cpus", "1") or 1), int(cores * share / gpus))
     return ResourceProfileBuilder().require(TaskResourceRequests().cpus(cpus).resource("gpu", share)).build
+
+
+@contextmanager
+def own_workers(spark: SparkSession, profile: ResourceProfile | None) -> Iterator[None]:
+    """Gives what is mapped in here Python workers of its own, where it has a `profile`: as many as tasks that caption,
+    each with a model on its GPU. Of the others, which there are for each core, Spark would take turns."""
+    environment = spark.sparkContext.environment
+    if profile is not None:
+        environment[CAPTIONING] = "1"  # workers serve the environment that they were started with
+    try:
+        yield
+    finally:
+        environment.pop(CAPTIONING, None)
 
 
 def check_gpu_here(device: str) -> None:

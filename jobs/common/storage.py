@@ -9,6 +9,7 @@ import hashlib
 import os
 import random
 import re
+import stat
 import time
 import urllib.parse
 from collections.abc import Iterator
@@ -234,9 +235,13 @@ class Download:
 
     def _open_file(self, uri: str) -> None:
         try:
-            file = Path(uri if uri.startswith("/") else _path_of(uri))
-            self._body = file.open("rb")
-            self.size = os.fstat(self._body.fileno()).st_size
+            # A named pipe would be waited for, and a device read without end.
+            number = os.open(uri if uri.startswith("/") else _path_of(uri), os.O_RDONLY | os.O_NONBLOCK)
+            about = os.fstat(number)
+            if not stat.S_ISREG(about.st_mode):
+                os.close(number)
+                raise OSError(None, "not a regular file")
+            self._body, self.size = os.fdopen(number, "rb"), about.st_size
         except (OSError, ValueError) as error:
             raise ObjectError("fetch_error", f"{type(error).__name__}: {getattr(error, 'strerror', error)}") from None
 

@@ -207,13 +207,19 @@ def check_readable(location: str, role: str) -> None:
         raise ValueError(f"{role} {location}: no such file or folder")
 
 
+def check_plain(location: str, role: str) -> None:
+    """Raises ValueError for a local path that Hadoop would not read as it stands."""
+    path = local_path(location)
+    if path is not None and set(whole := os.path.abspath(path)) & set("*?[]{}\\"):  # noqa: PTH100
+        raise ValueError(f"{role} {location}: {whole} would be read as a glob; write to a path without *?[]{{}}\\")
+
+
 def check_writable(location: str, role: str) -> None:
     """Raises ValueError, before Spark runs, for a local path that something else than a table stands at."""
     path = local_path(location)
     if path is None:
         return
-    if glob.has_magic(path):
-        raise ValueError(f"{role} {location}: a table to write cannot be a glob")
+    check_plain(location, role)
     if os.path.isfile(path):  # noqa: PTH113
         raise ValueError(f"{role} {location}: is a file; a table is a folder")
     names = [name for name in (os.listdir(path) if os.path.isdir(path) else []) if name[0] not in "._"]  # noqa: PTH208, PTH112

@@ -38,7 +38,12 @@ class Plan:
     images: Images
     todo: DataFrame
     waves: list[Wave]
-    duplicates: int  # rows of the source whose image_id stands in another row as well, which is the one captioned
+    # Rows of the source whose image_id stands in another row as well, which is the one captioned, by commit and unit.
+    spare: dict[tuple[str | None, str | None], int]
+
+    @property
+    def duplicates(self) -> int:
+        return sum(self.spare.values())
 
     def some_objects(self) -> list[str]:
         """The uris of some new images that are on S3."""
@@ -61,8 +66,8 @@ class Plan:
         same = F.col("image_id").eqNullSafe(F.col("id")) & F.col("image_version").eqNullSafe(F.col("version"))
         rows = _of_units(self.images.rows, wave)
         rows = spread(rows.join(wanted, same, how="inner"), rows, wave.size)
-        if self.duplicates:
-            rows = rows.dropDuplicates(["image_id"])
+        if any(self.spare.get((commit, unit)) for commit in wave.replaces or (None,) for unit in wave.units):
+            rows = rows.dropDuplicates(["image_id"])  # which moves all of the wave's content
         return rows.select(tables.TO_CAPTION.names)
 
 
@@ -77,7 +82,7 @@ def plan(images: Images, target: Target, existing: DataFrame | None, keys: Mappi
     counted = todo.groupBy("replaces", "unit").agg(F.count("*").alias("n"), F.sum(F.col("copies") - 1).alias("spare"))
     rows = counted.collect()
     waves = cut([(row["replaces"], row["unit"], row["n"]) for row in rows], limits.wave)
-    return Plan(images, todo, waves, sum(row["spare"] for row in rows))
+    return Plan(images, todo, waves, {(row["replaces"], row["unit"]): row["spare"] for row in rows})
 
 
 @dataclass(frozen=True)

@@ -98,11 +98,11 @@ def _broadcast_files(recipe: CaptionerRecipe, number: int) -> ModelFiles:
 
 def _shared_folder() -> Path:
     """A folder that goes when the application does: one for all of its executors on this machine where Spark gave them
-    one (standalone, YARN), else this executor's."""
+    one (standalone's executor-..., YARN's application_...), else this executor's."""
     own = Path(os.environ["SPARK_LOCAL_DIRS"].split(",")[0])
     shared = own.parent
-    ours = os.access(shared, os.W_OK) and not shared.stat().st_mode & stat.S_IWOTH
-    return shared if ours else own
+    ours = shared.name.startswith(("executor-", "application_")) and os.access(shared, os.W_OK)
+    return shared if ours and not shared.stat().st_mode & stat.S_IWOTH else own
 
 
 def use_task_cores() -> None:

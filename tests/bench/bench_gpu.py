@@ -29,6 +29,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
@@ -136,7 +137,8 @@ def rate(work: Callable[[], object], images: int, device: torch.device, rounds: 
 
 def stages(options: argparse.Namespace, captioner: Captioner) -> dict[str, float]:
     """The two that are the device's, each of them recorded work."""
-    recorded = captioner._recording()
+    with torch.cuda.device(captioner.device) if captioner.device.type == "cuda" else nullcontext():
+        recorded = captioner._recording()
     assert isinstance(recorded, RecordedSearch), "the log says why nothing could be recorded"
     batches = max(1, options.images // options.batch_size)
 
@@ -154,6 +156,15 @@ def stages(options: argparse.Namespace, captioner: Captioner) -> dict[str, float
 
 def task(options: argparse.Namespace, directory: Path, ready: Barrier, done: Barrier) -> None:
     """What one of several tasks on the device does, round after round, all beginning together."""
+    try:
+        take_part(options, directory, ready, done)
+    except BaseException:  # or the others would wait for it
+        ready.abort()
+        done.abort()
+        raise
+
+
+def take_part(options: argparse.Namespace, directory: Path, ready: Barrier, done: Barrier) -> None:
     contents = photographs(options.images)
     captioner = load(options, directory)
 

@@ -2,12 +2,13 @@
 
     spark-submit gpu_tasks.py OUT
 
-runs six tasks with each of the profiles that `jobs.common.gpus` makes for half a GPU and for a whole one, and six that
-are of no profile, and writes to OUT, as JSON, what each of the 18 saw. The first tasks wait until as many are there as
-should run at once.
+runs six tasks with the profile that `jobs.common.gpus` makes for a whole GPU, six of no profile, six for a whole one
+again and six for half of one, and writes to OUT, as JSON, what each of the 24 saw. The first tasks wait until as many
+are there as should run at once.
 """
 
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -19,18 +20,18 @@ import pyarrow as pa
 from pyspark import TaskContext
 from pyspark.sql import SparkSession
 
-from jobs.common.gpus import caption_profile, task_device
+from jobs.common.gpus import caption_profile, own_workers, task_device
 
-SEEN = "share double, device string, cpus long, executor string, started double, ended double"
+SEEN = "share double, device string, cpus long, executor string, worker long, started double, ended double"
 COLUMNS = [column.split()[0] for column in SEEN.split(", ")]
-AT_ONCE = {0.5: 4, 1.0: 2, None: 4}  # two GPUs, four cores
+AT_ONCE = ((1.0, 2), (None, 4), (1.0, 2), (0.5, 4))  # share of a GPU, tasks: of two GPUs and four cores
 SECONDS = 120
 
 
 def main(out: Path) -> None:
     spark = SparkSession.builder.getOrCreate()
     rows = []
-    for share, at_once in AT_ONCE.items():
+    for share, at_once in AT_ONCE:
         met = Path(tempfile.mkdtemp())
 
         def look(
@@ -44,11 +45,13 @@ def main(out: Path) -> None:
             (met / str(context.partitionId())).touch()
             while len(list(met.iterdir())) < at_once and time.time() < started + SECONDS:
                 time.sleep(0.1)
-            row = [share, task_device("auto"), context.cpus(), str(Path.cwd()), started, time.time()]
+            row = [share, task_device("auto"), context.cpus(), str(Path.cwd()), os.getpid(), started, time.time()]
             yield pa.RecordBatch.from_arrays([pa.array([value]) for value in row], COLUMNS)
 
         profile = caption_profile(spark, "auto", share) if share else None
-        rows += spark.range(0, 6, 1, 6).mapInArrow(look, SEEN, profile=profile).collect()
+        with own_workers(spark, profile):
+            seen = spark.range(0, 6, 1, 6).mapInArrow(look, SEEN, profile=profile)
+        rows += seen.collect()
         shutil.rmtree(met)
     out.write_text(json.dumps([row.asDict() for row in rows]))
     spark.stop()

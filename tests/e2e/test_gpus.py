@@ -52,7 +52,7 @@ def test_gpus_go_to_the_tasks_that_caption(gpu_cluster: str, tmp_path: Path) -> 
     )
     assert done.returncode == 0, done.stdout + done.stderr
     seen = json.loads((tmp_path / "seen.json").read_text())
-    assert len(seen) == 18
+    assert len(seen) == 24
     assert len({task["executor"] for task in seen}) == 1
     halves, wholes, others = ([task for task in seen if task["share"] == share] for share in (0.5, 1.0, None))
 
@@ -64,6 +64,9 @@ def test_gpus_go_to_the_tasks_that_caption(gpu_cluster: str, tmp_path: Path) -> 
     for device in ("cuda:0", "cuda:1"):
         assert most_at_once([task for task in halves if task["device"] == device]) == 2
 
+    # As many workers as GPUs, before and after tasks of others.
+    assert len({task["worker"] for task in wholes}) == 2
+    assert not {task["worker"] for task in wholes} & {task["worker"] for task in others}
     assert {task["device"] for task in others} == {"auto"}  # neither reading nor writing holds a GPU
     assert most_at_once(others) == 4
 

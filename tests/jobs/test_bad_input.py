@@ -260,6 +260,9 @@ def test_local_files_are_for_who_allows_them(tmp_path: Path) -> None:
         assert isinstance(fetch("a", None, uri, Access())[0], Failure)
     _assert_failure(fetch("a", None, "file:///a%00b", allowed)[0], "fetch_error", "ValueError")
     _assert_failure(fetch("a", None, "file://[2026]/a.png", allowed)[0], "fetch_error", "ValueError")
+    os.mkfifo(tmp_path / "pipe.png")  # opened as files are, it would wait for a writer
+    for strange in (tmp_path / "pipe.png", tmp_path, Path("/dev/zero")):
+        _assert_failure(fetch("a", None, strange.as_uri(), allowed)[0], "fetch_error", "not a regular file")
     _assert_failure(fetch("a", None, "relative.png", allowed)[0], "fetch_error", "uri refused: a local path")
 
 

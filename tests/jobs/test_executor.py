@@ -1,5 +1,6 @@
 """What executors run, without Spark: one row out for each row in, whatever the rows are."""
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from jobs.common import storage, workers
-from jobs.common.executor import caption_batches, fetch
+from jobs.common.executor import Row, caption_batches, fetch, fetch_ahead
 from jobs.common.rows import INPUT, OUTPUT, STOPPED
 from jobs.common.storage import Access
 from jobs.common.udfs import CaptionerRecipe
@@ -27,6 +28,20 @@ def captioner(tmp_path_factory: pytest.TempPathFactory) -> Captioner:
 def record_batch(*rows: tuple[str | None, str | None, str | None, bytes | None]) -> pa.RecordBatch:
     names = INPUT.names[:4]
     return pa.RecordBatch.from_pylist([{**dict(zip(names, row, strict=True)), "attempts": 1} for row in rows], INPUT)
+
+
+def test_content_that_is_there_is_not_held_ahead() -> None:
+    taken: list[int] = []
+
+    def rows() -> Iterator[Row]:
+        for number in range(300):
+            taken.append(number)
+            yield {"image_id": str(number), "uri": None, "content": b"x"}
+
+    found = fetch_ahead(rows(), Access())
+    assert next(found) == ({"image_id": "0", "uri": None}, b"x")
+    assert taken == [0]
+    assert len(list(found)) == 299
 
 
 def test_rows_keep_their_order_and_names(captioner: Captioner, tmp_path: Path) -> None:
@@ -119,3 +134,22 @@ def test_fetch(
     (tmp_path / "folder").mkdir()
     uri = (tmp_path / name).as_uri() if name else None
     assert fetch(image_id, content, uri, Access(local=True))[0] == expected
+
+
+@pytest.mark.parametrize(
+    ("folder", "shared"),
+    [
+        ("spark-1/executor-2/blockmgr-3", True),  # standalone
+        ("appcache/application_1/blockmgr-3", True),  # YARN
+        ("scratch/blockmgr-3", False),  # of spark.local.dir, which outlives the application
+    ],
+)
+def test_weights_are_shared_where_they_go_with_the_application(
+    folder: str, shared: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / folder
+    own.mkdir(parents=True)
+    monkeypatch.setenv("SPARK_LOCAL_DIRS", f"{own},/elsewhere")
+    assert workers._shared_folder() == (own.parent if shared else own)
+    own.parent.chmod(0o777)
+    assert workers._shared_folder() == own

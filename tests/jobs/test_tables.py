@@ -97,7 +97,8 @@ def test_check_writable(tmp_path: Path) -> None:
     for location, said in (
         ("photos", "holds holiday.jpg"),
         ("photos/holiday.jpg", "is a file"),
-        ("*.parquet", "cannot be a glob"),
+        ("*.parquet", "would be read as a glob"),
+        ("br [x]/captions", "would be read as a glob"),
     ):
         with pytest.raises(ValueError, match=said):
             tables.check_writable(f"{tmp_path}/{location}", "--captions")

@@ -13,7 +13,8 @@ from jobs import caption_images
 from jobs.common import files, tables, waves
 from jobs.common.files import Folder, lease
 from jobs.common.session import exit_status
-from jobs.common.targets import FORMATS
+from jobs.common.sources import ImageTable
+from jobs.common.targets import FORMATS, find_target
 from jobs.common.waves import Wave
 from tests.nic_model.test_captioner import photographs
 from tests.tiny import tiny_model_directory
@@ -44,6 +45,20 @@ from tests.tiny import tiny_model_directory
 )  # fmt: skip
 def test_cut(units: list[tuple[str | None, str | None, int]], size: int, expected: list[Wave]) -> None:
     assert waves.cut(units, size) == expected
+
+
+def test_only_what_holds_duplicates_is_moved_to_drop_them(spark: SparkSession, tmp_path: Path) -> None:
+    for number, ids in enumerate(("aab", "cd")):
+        rows = spark.createDataFrame([(image_id, b"x") for image_id in ids], "image_id string, content binary")
+        rows.coalesce(1).write.parquet(str(tmp_path / "images.parquet" / f"part={number}"))
+    images = ImageTable(str(tmp_path / "images.parquet")).read(spark)
+    target = find_target(spark, str(tmp_path / "captions"), "parquet", Folder(spark, str(tmp_path / "staging")))
+    plan = waves.plan(images, target, None, {}, waves.Limits(images=0, wave=2, max_attempts=3))
+    assert plan.duplicates == 1
+    read = [plan.read(wave) for wave in plan.waves]
+    assert sorted(sorted(row["image_id"] for row in rows.collect()) for rows in read) == [["a", "b"], ["c", "d"]]
+    plans = [rows._jdf.queryExecution().toString() for rows in read]
+    assert sorted("Deduplicate" in text for text in plans) == [False, True]
 
 
 @pytest.fixture(scope="module")

@@ -216,6 +216,14 @@ def test_a_batch_that_does_not_fit_is_halved(directory: Path) -> None:
     assert [getattr(a, "text", None) for a in found] == [getattr(b, "text", None) for b in expected]
 
 
+def test_what_is_recorded_is_halved_however_few_the_images_are(directory: Path) -> None:
+    captioner = Captioner.load(directory, batch_size=8, engine="pytorch", record=True)
+    captioner._execution = SmallGpu(captioner._execution, room=5)
+    [found] = captioner.caption(photographs(1))
+    assert isinstance(found, Caption)
+    assert captioner.batch_size == 4
+
+
 def test_no_room_for_one_image_is_raised(directory: Path) -> None:
     captioner = Captioner.load(directory, batch_size=4, engine="pytorch")
     captioner._execution = SmallGpu(captioner._execution, room=0)

@@ -46,13 +46,17 @@ def exif(orientation: int) -> Image.Exif:
     return data
 
 
+# A TIFF's head and one folder: turned by a quarter, with a resolution that is text.
+ODD_EXIF = b"Exif\0\0II*\0\x08\0\0\0\x02\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\x1a\x01\x02\0\x04\0\0\0abc\0\0\0\0\0"
+TURNED = picture().transpose(Image.Transpose.ROTATE_90)
+
 GOOD = {
     "png": encoded(picture()),
     "jpeg": encoded(picture(), "JPEG", quality=95),
     "large jpeg": encoded(picture(1200, 800), "JPEG", quality=95),
     "webp": encoded(picture(), "WEBP", lossless=True),
     "avif": encoded(picture(), "AVIF", quality=95),
-    "turned avif": encoded(picture().transpose(Image.Transpose.ROTATE_90), "AVIF", quality=95, exif=exif(6)),
+    "turned avif": encoded(TURNED, "AVIF", quality=95, exif=exif(6)),
     "bmp": encoded(picture(), "BMP"),
     "tiff": encoded(picture(), "TIFF"),
     "gif": encoded(picture(), "GIF"),
@@ -60,7 +64,11 @@ GOOD = {
     "palette": encoded(picture().convert("P", palette=Image.Palette.ADAPTIVE)),
     "cmyk": encoded(picture().convert("CMYK"), "JPEG", quality=95),
     "rgba": encoded(picture().convert("RGBA")),
-    "turned by exif": encoded(picture().transpose(Image.Transpose.ROTATE_90), "JPEG", quality=95, exif=exif(6)),
+    "turned by exif": encoded(TURNED, "JPEG", quality=95, exif=exif(6)),
+    "turned tiff": encoded(TURNED, "TIFF", exif=exif(6)),
+    "turned by odd exif": encoded(TURNED, "JPEG", quality=95, exif=ODD_EXIF),
+    "png of damaged exif": encoded(picture(), exif=b"damaged"),
+    "webp of damaged exif": encoded(picture(), "WEBP", lossless=True, exif=b"damaged"),
 }
 
 

