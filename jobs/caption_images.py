@@ -145,7 +145,6 @@ def run(spark: SparkSession, job: Job, logging_of_executors: Logging) -> Outcome
         watch = Watch(progress.counts, logging_of_executors)
         outcome = _run_waves(spark, job, target, held.check, progress, watch)
         place.delete(run_id)
-    place.delete_empty()
     return outcome
 
 

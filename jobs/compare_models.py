@@ -20,12 +20,12 @@ from pyspark.sql import functions as F
 
 from jobs.common import bootstrap, tables
 from jobs.common.scores import METRICS, Evaluation, part, sum_segments, title
-from jobs.common.session import build_session, complain, exit_status, say
+from jobs.common.session import add_endpoint, build_session, complain, exit_status, say
 
 SIGNIFICANT = 0.05
 NAMES = Evaluation(METRICS).names()
 
-Model = tuple[str, str]  # model_id and decode_id
+Model = tuple[str | None, str | None]  # model_id and decode_id
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -37,16 +37,22 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
                         help="exit with status 1 where the candidate is significantly worse"
                              f" (p < {SIGNIFICANT}) in one of these: some of {', '.join(NAMES)}")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default 0)")
+    add_endpoint(parser)
     return parser.parse_args(arguments)
 
 
 def find_model(name: str, there: Sequence[Model], role: str) -> Model:
     """The one that `name` means. Raises ValueError where there is none, or more than one."""
-    found = [model for model in there if name in (model[0], ":".join(model))]
+    found = [model for model in there if name in (model[0] or "null", named(model))]
     if len(found) != 1:
         what = "has several decodings, name one" if found else "is not among the scores, which are of"
-        raise ValueError(f"{role} {name}: {what}: {', '.join(':'.join(model) for model in found or there)}")
+        raise ValueError(f"{role} {name}: {what}: {', '.join(map(named, found or there))}")
     return found[0]
+
+
+def named(model: Model) -> str:
+    """As options name it; a null, as other tools' tables have, is null."""
+    return ":".join(part or "null" for part in model)
 
 
 def both_scored(segments: DataFrame, baseline: Model, candidate: Model) -> tuple[DataFrame, int]:
@@ -112,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tables.check_readable(part(options.scores, name), "--scores")
     tables.check_writable(part(options.scores, "comparisons"), "--scores")
     how = Evaluation(seed=options.seed)
-    spark = build_session("compare_models")
+    spark = build_session("compare_models", options.s3_endpoint)
     corpus = tables.read_table(spark, part(options.scores, "corpus"), tables.CORPUS, role="--scores").collect()
     baseline, candidate = _models(corpus, options)
     signatures = {row["metric"]: row["signature"].split("|ci:")[0] for row in corpus}
@@ -135,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         row |= same | {"signature": f"{signatures[row['metric']]}|{bootstrap.signature(how.seed)}"}
     write(spark, rows, options.scores)
     only = f", {alone} that only one captioned" if alone else ""
-    say(f"{':'.join(baseline)} -> {':'.join(candidate)}, {rows[0]['n_segments']} images that both captioned{only}:")
+    say(f"{named(baseline)} -> {named(candidate)}, {rows[0]['n_segments']} images that both captioned{only}:")
     for row in rows:
         say(f"  {describe(row)}")
     worse = [row["metric"] for row in rows if row["metric"] in gates and is_worse(row)]
@@ -145,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _models(corpus: Sequence[Row], options: argparse.Namespace) -> tuple[Model, Model]:
-    there = sorted({(row["model_id"], row["decode_id"]) for row in corpus if row["n_segments"]})
+    there = sorted({(row["model_id"], row["decode_id"]) for row in corpus if row["n_segments"]}, key=named)
     baseline = find_model(options.baseline, there, "--baseline")
     candidate = find_model(options.candidate, there, "--candidate")
     if baseline == candidate:

@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from jobs.common import scores, tables
 from jobs.common.frequencies import OPTION
 from jobs.common.segments import CAPTION_LENGTH
-from jobs.common.session import build_session, exit_status, say
+from jobs.common.session import add_endpoint, build_session, exit_status, say
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -38,6 +38,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(OPTION, metavar="TABLE",
                         help="CIDEr's, as an evaluation wrote them (default: those of the images scored)")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of the intervals (default 0)")
+    add_endpoint(parser)
     return parser.parse_args(arguments)
 
 
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     tables.check_readable(options.captions, "--captions")
     tables.check_readable(options.references, "--references")
     scores.check_writable(options.scores)
-    spark = build_session("evaluate_captions")
+    spark = build_session("evaluate_captions", options.s3_endpoint)
     run_id, started, clock = uuid.uuid4().hex, datetime.now(UTC), time.monotonic()
     found = scores.evaluate(spark, options.captions, options.references, options.scores, run_id, evaluation)
     seconds = time.monotonic() - clock

@@ -29,7 +29,7 @@ from pyspark.sql import types as T
 from pyspark.sql.pandas.types import to_arrow_schema
 
 from jobs.common import tables
-from jobs.common.session import build_session, exit_status, say
+from jobs.common.session import add_endpoint, build_session, exit_status, say
 from nic_model.datasets import LISTING_SUFFIXES, Example, read_dataset
 
 logger = logging.getLogger("jobs.prepare_dataset")
@@ -51,6 +51,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--images", type=Path, metavar="DIR", help="folder of the image files that the input names")
     parser.add_argument("--split", help="a file that lists image names, or the split's name in a Karpathy JSON")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the two tables to write")
+    add_endpoint(parser)
     return parser.parse_args(arguments)
 
 
@@ -169,7 +170,7 @@ def _check_ids(references: DataFrame) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_args(arguments)
     listed = check(options)
-    spark = build_session("prepare_dataset")
+    spark = build_session("prepare_dataset", options.s3_endpoint)
     write(read_examples(spark, listed, options.input), options.out)
     return 0
 

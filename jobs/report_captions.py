@@ -22,7 +22,7 @@ from pyspark.sql import types as T
 from jobs.common import report, scores, tables
 from jobs.common.files import Folder
 from jobs.common.rows import CAPTIONED
-from jobs.common.session import build_session, exit_status, say
+from jobs.common.session import add_endpoint, build_session, exit_status, say
 from jobs.common.sources import Source, find_source, reaching, task_count
 from jobs.common.storage import Access, SystemicError, is_s3
 from jobs.common.udfs import import_workers
@@ -47,7 +47,6 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--captions", default="out/captions", metavar="TABLE", help="captions table: a path or a name")
     parser.add_argument("--images", default=str(PROJECT / "samples" / "images"), metavar="IMAGES",
                         help="what was captioned, as caption_images.py was told")  # fmt: skip
-    parser.add_argument("--s3-endpoint", metavar="URL", help="the S3 server, where it is not Amazon's")
     parser.add_argument("--allow-local-uris", action="store_true", help="read files that a table's uris name")
     parser.add_argument("--references", metavar="TABLE", help="image_id and captions, an array of strings")
     parser.add_argument("--scores", metavar="TABLE", help="where evaluate_captions.py wrote segments and corpus")
@@ -61,6 +60,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
                         help="images in the gallery (default 2000): worst, best, failed and others")  # fmt: skip
     parser.add_argument("--thumbnail-size", type=int, default=192, metavar="N",
                         help="longer side of a picture, in pixels (default 192)")  # fmt: skip
+    add_endpoint(parser)
     return parser.parse_args(arguments)
 
 
@@ -108,9 +108,9 @@ def choose(captions: DataFrame, job: Job) -> dict[str, str]:
 
 def gather(spark: SparkSession, job: Job) -> report.Report:
     options = job.options
-    everything = tables.read_table(spark, options.captions, tables.CAPTIONS, role="--captions")
+    everything = tables.read_table(spark, options.captions, tables.FIRST_CAPTIONS, role="--captions")
     keys = choose(everything, job)
-    captions = everything.where(tables.having(keys)).select(tables.CAPTIONS.names)
+    captions = everything.where(tables.having(keys)).select(tables.FIRST_CAPTIONS.names)
     made = report.describe(captions, options.captions, keys)
     made.runs = last_runs(spark, options.captions, keys)
     rows = captions
@@ -171,7 +171,7 @@ def make_thumbnails(spark: SparkSession, job: Job, picked: Sequence[Row]) -> dic
 
 def main(arguments: Sequence[str] | None = None) -> int:
     job = check(parse_args(arguments))
-    spark = build_session("report_captions")
+    spark = build_session("report_captions", job.access.endpoint)
     place, slash, name = job.options.out.rpartition("/")
     folder = Folder(spark, place + slash or ".")
     made = gather(spark, job)

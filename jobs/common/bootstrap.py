@@ -34,11 +34,21 @@ SUMS = pa.schema([
     ("sums", pa.binary()),  # (1 + REPLICATES, WIDTH) whole numbers of 64 bits; the first row has each image once
 ])  # fmt: skip
 
+SCORES = pa.schema([
+    *(f for f in SUMS if f.name != "sums"),
+    ("n_segments", pa.int64()),
+    ("n_missing", pa.int64()),
+    ("metric", pa.string()),
+    ("score", pa.float64()),
+    ("low", pa.float64()),
+    ("high", pa.float64()),
+])  # fmt: skip
+
 Ints = NDArray[np.int64]
 Group = tuple[str | None, ...]  # model_id, decode_id, slice and value
 
 _BLOCK = 512  # segments weighed at once: 4 MB of weights
-_HELD = 256  # groups that a task holds before it hands their sums on: 29 MB
+_HELD = 2048  # groups that a task holds before it hands their sums on: 230 MB
 
 
 def weights(images: NDArray[np.uint64], seed: int) -> NDArray[np.float64]:
@@ -117,6 +127,18 @@ def add_sums(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for row in same:
             total += read_sums(row[-1])
         yield _rows((group, total))
+
+
+def score_sums(batches: Iterable[pa.RecordBatch], metrics: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Rows of SCORES, one for each metric of each group, for rows of SUMS sorted by group."""
+    for total in add_sums(batches):
+        *group, packed = (column[0] for column in total.columns)
+        sums = read_sums(packed)
+        scores = scores_of(sums)
+        same = {**dict(zip(SUMS.names, group, strict=False)), "n_segments": sums[0, 0], "n_missing": sums[0, 1]}
+        yield pa.RecordBatch.from_pylist(
+            [{**same, "metric": metric, **vars(interval(scores[metric]))} for metric in metrics], SCORES
+        )
 
 
 def read_sums(sums: pa.BinaryScalar) -> Ints:

@@ -61,12 +61,11 @@ class Folder:
 
     def delete_empty(self) -> None:
         """Removes the folder unless something is in it."""
-        if not self._system.exists(self._path("")) or self._system.listStatus(self._path("")):
-            return
         try:
-            self._system.delete(self._path(""), False)
-        except Exception:
-            logger.debug("%s is in use again", self.location)
+            if self._system.exists(self._path("")) and not self._system.listStatus(self._path("")):
+                self._system.delete(self._path(""), False)
+        except Exception as error:
+            logger.debug("%s stays: it is in use again, or out of reach: %s", self.location, error)
 
     def place(self, source: "Folder", name: str, target: str) -> None:
         """Moves the file `name` of `source` to `target` here, replacing what is there, in one step that a reader sees
@@ -136,7 +135,7 @@ class Folder:
 
 @contextmanager
 def lease(folder: Folder, owner: str, what: str) -> Iterator["Lease"]:
-    """Holds `what` for the context, as told by a file in `folder`: a run at a time.
+    """Holds `what` for the context, as told by a file in `folder`, which goes when it is empty: a run at a time.
 
     Raises ValueError where another run holds it and lives. One that died is found out by its silence, or at once where
     it ran on this machine.
@@ -151,6 +150,7 @@ def lease(folder: Folder, owner: str, what: str) -> Iterator["Lease"]:
         held.done.set()
         beating.join()
         held.release()
+        folder.delete_empty()
 
 
 class Lease:
@@ -162,6 +162,7 @@ class Lease:
         self.folder, self.owner, self.what = folder, owner, what
         self.done = threading.Event()
         self._beat = 0
+        self._writing = threading.Lock()  # on HDFS, who reads while it is being written reads nothing
 
     def _text(self) -> str:
         return f"{self.owner} {socket.gethostname()} {os.getpid()} {self._beat}"
@@ -201,8 +202,9 @@ class Lease:
         while not self.done.wait(BEAT_SECONDS):
             self._beat += 1
             try:
-                if self._is_mine():
-                    self.folder.write_text(self.NAME, self._text())
+                with self._writing:
+                    if self._is_mine():
+                        self.folder.write_text(self.NAME, self._text())
             except Exception as error:  # the store may be away for a while; a commit checks again
                 logger.warning("lock of %s: %s", self.what, str(error).splitlines()[0])
 
@@ -211,7 +213,9 @@ class Lease:
 
     def check(self) -> None:
         """Raises ValueError where another run has taken over: this one was silent too long."""
-        if not self._is_mine():
+        with self._writing:
+            mine = self._is_mine()
+        if not mine:
             raise ValueError(f"another run has taken over {self.what}: this one stops; what it committed stays")
 
     def release(self) -> None:

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -139,7 +140,8 @@ def corpus_scores(corpus: DataFrame, keys: Mapping[str, str]) -> list[dict[str, 
     if not ordered or ordered[0]["keys"] != own:
         return []
     for model in ordered:
-        model["name"] = "this model" if model["keys"] == own else "{:.8}, decoding {:.8}".format(*model["keys"])
+        ids = (key or "null" for key in model["keys"])
+        model["name"] = "this model" if model["keys"] == own else "{:.8}, decoding {:.8}".format(*ids)
     return ordered
 
 
@@ -178,7 +180,8 @@ def gallery(rows: Sequence[Row], thumbnails: Mapping[str, Row], metrics: Sequenc
             "status": row["status"],
             "message": row["error_message"],
             "references": [text for text in row["captions"] or [] if text is not None],
-            "measures": [None if score is None else round(score, 2) for score in scores],
+            # A page has no numbers that are none.
+            "measures": [round(s, 2) if s is not None and math.isfinite(s) else None for s in scores],
         }
         seen = thumbnails.get(row["image_id"])
         if seen is not None and seen["jpeg"] is not None:

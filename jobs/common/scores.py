@@ -4,6 +4,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from pyspark.sql.pandas.types import from_arrow_schema
 from jobs.common import bootstrap, segments, slices, tables
 from jobs.common.batches import settle, unpack
 from jobs.common.bootstrap import Interval
+from jobs.common.files import Folder, lease
 from jobs.common.frequencies import OPTION, collect_frequencies, read_frequencies, sum_frequencies, write_frequencies
 from jobs.common.session import threads
 from nic_model.metrics import bleu
@@ -29,6 +32,7 @@ KEYS = ("model_id", "decode_id")
 CAPTIONS = T.StructType([tables.CAPTIONS[n] for n in ("image_id", *KEYS, "caption", "status")])
 
 _SUMS = from_arrow_schema(bootstrap.SUMS)
+_GROUP = bootstrap.SUMS.names[:-1]
 
 
 @dataclass(frozen=True)
@@ -86,9 +90,17 @@ def evaluate(
     """Scores the captions table at `captions` and writes the tables segments, corpus and, with slices, slices.
 
     Returns the scores of all images, model by model. Raises ValueError, before it writes, where a table is missing or
-    lacks columns, where an image stands twice, or where not one image with a caption is among the references.
+    lacks columns, where an image stands twice, where not one image with a caption is among the references, or where
+    another run writes these scores.
     """
-    how = evaluation or Evaluation()
+    place = Folder(spark, tables.staging(spark, scores))
+    with lease(place, run_id, f"--scores {scores}"):
+        return _evaluate(spark, captions, references, scores, run_id, evaluation or Evaluation())
+
+
+def _evaluate(
+    spark: SparkSession, captions: str, references: str, scores: str, run_id: str, how: Evaluation
+) -> list[Score]:
     # Much of a small job is the driver's planning: what can be planned or written beside something else is.
     with threads(spark) as pool:
         reading = pool.submit(tables.read_table, spark, references, tables.REFERENCES, role="--references")
@@ -202,21 +214,33 @@ def sum_segments(table: DataFrame, seed: int) -> list[tuple[bootstrap.Group, np.
 
 def score_segments(figures: DataFrame, how: Evaluation) -> list[Score]:
     """Of all images and of slices, for each model and decoding. `figures` has rows of segments.FIGURES."""
+    metrics = how.names()
+
+    def score(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        return bootstrap.score_sums(batches, metrics)  # here, the sums of many slices would be too many
+
+    scored = _by_group(figures.where(F.col("sums").isNotNull())).mapInArrow(score, from_arrow_schema(bootstrap.SCORES))
+    rows = scored.toArrow().sort_by([(name, "ascending") for name in _GROUP]).to_pylist()
     found = []
-    for (model_id, decode_id, name, value), sums in _collect_sums(figures.where(F.col("sums").isNotNull())):
-        scores = bootstrap.scores_of(sums)
-        intervals = {metric: bootstrap.interval(scores[metric]) for metric in how.names()}
-        found.append(Score(model_id, decode_id, name, value, intervals, int(sums[0, 0]), int(sums[0, 1])))
+    for group, same in groupby(rows, itemgetter(*_GROUP)):
+        model_id, decode_id, name, value = group
+        of = {row["metric"]: row for row in same}
+        one, intervals = of[metrics[0]], {m: Interval(of[m]["score"], of[m]["low"], of[m]["high"]) for m in metrics}
+        found.append(Score(model_id, decode_id, name, value, intervals, one["n_segments"], one["n_missing"]))
     return found
+
+
+def _by_group(parts: DataFrame) -> DataFrame:
+    """Rows of bootstrap.SUMS, those of a group one after another."""
+    return parts.select(bootstrap.SUMS.names).repartition(*_GROUP).sortWithinPartitions(*_GROUP)
 
 
 def _collect_sums(parts: DataFrame) -> list[tuple[bootstrap.Group, np.ndarray]]:
     """The sums of each group, in order. `parts` has rows of bootstrap.SUMS."""
-    *group, sums = bootstrap.SUMS.names
-    rows = parts.select(*group, sums).repartition(*group).sortWithinPartitions(*group)
-    total = rows.mapInArrow(bootstrap.add_sums, _SUMS).toArrow().sort_by([(name, "ascending") for name in group])
-    names = zip(*(total[name].to_pylist() for name in group), strict=True)
-    return list(zip(names, map(bootstrap.read_sums, total[sums]), strict=True))
+    total = _by_group(parts).mapInArrow(bootstrap.add_sums, _SUMS).toArrow()
+    total = total.sort_by([(name, "ascending") for name in _GROUP])
+    names = zip(*(total[name].to_pylist() for name in _GROUP), strict=True)
+    return list(zip(names, map(bootstrap.read_sums, total["sums"]), strict=True))
 
 
 def check_writable(scores: str) -> None:

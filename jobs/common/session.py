@@ -1,5 +1,6 @@
 """The Spark session of a job, and of others that use its code, and what a job says on the terminal."""
 
+import argparse
 import hashlib
 import io
 import logging
@@ -60,6 +61,11 @@ def build_session(name: str, s3_endpoint: str | None = None) -> SparkSession:
     _set_where_open(spark, SETTINGS)
     spark.sparkContext.setLogLevel("WARN")
     return spark
+
+
+def add_endpoint(parser: argparse.ArgumentParser) -> None:
+    """The option of a job that takes no other settings of S3."""
+    parser.add_argument("--s3-endpoint", metavar="URL", help="the S3 server, where it is not Amazon's")
 
 
 def bound_batches(spark: SparkSession) -> None:

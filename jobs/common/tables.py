@@ -194,10 +194,12 @@ def is_table_name(location: str) -> bool:
 
 
 def local_path(location: str) -> str | None:
-    """The local path that `location` is, or None where it is a table's name or another file system's."""
-    if is_table_name(location) or ("://" in location and not location.startswith("file://")):
-        return None
-    return location.removeprefix("file://")
+    """The local path that `location` is, or None where it is a table's name or another file system's, or may be: that
+    of a cluster, which Hadoop's settings name, takes plain paths for its own."""
+    if location.startswith("file://"):
+        return location.removeprefix("file://")
+    hadoop = any(os.environ.get(name) for name in ("HADOOP_CONF_DIR", "YARN_CONF_DIR"))
+    return None if hadoop or "://" in location or is_table_name(location) else location
 
 
 def check_readable(location: str, role: str) -> None:
@@ -232,7 +234,6 @@ def check_writable(location: str, role: str) -> None:
 
 def read_table(spark: SparkSession, location: str, needed: T.StructType, role: str) -> DataFrame:
     """Parquet, or a catalog table. Raises ValueError with one line where it is missing, or lacks one of `needed`."""
-    check_readable(location, role)
     try:
         table = spark.read.table(location) if is_table_name(location) else _read_path(spark, location)
     except (PySparkException, Py4JJavaError) as error:  # no such table; files that are not Parquet
@@ -263,7 +264,8 @@ def _read_path(spark: SparkSession, location: str) -> DataFrame:
 def _files(location: str) -> list[str]:
     """What a local glob matches, in order; any other path is left to Spark, which warns at length of a glob."""
     path = local_path(location)
-    return sorted(glob.glob(path)) if path is not None and glob.has_magic(path) else [location]  # noqa: PTH207
+    found = sorted(glob.glob(path)) if path is not None and glob.has_magic(path) else []  # noqa: PTH207
+    return found or [location]
 
 
 def describe(spark: SparkSession, name: str) -> dict[str, str]:
@@ -306,9 +308,19 @@ def write_table(table: DataFrame, location: str, mode: str, rebalance: bool = Tr
     if is_table_name(location):
         rows.write.mode(mode).saveAsTable(location)
     elif mode == "append":
-        rows.write.mode("append").parquet(location)
+        append_path(table, location)
     else:
         replace_path(rows, location)
+
+
+def append_path(table: DataFrame, location: str) -> None:
+    """Adds a file of `table`'s rows, whoever else adds one meanwhile: what Spark itself appends to a folder waits in
+    one place there for all runs, and the first to end removes it."""
+    staged = Folder(table.sparkSession, sibling(location, f"new-{uuid.uuid4().hex}"))
+    table.coalesce(1).write.parquet(staged.location)
+    [name] = staged.names()
+    Folder(table.sparkSession, location).place(staged, name, name)
+    staged.delete()
 
 
 def replace_path(table: DataFrame, location: str) -> None:
@@ -330,16 +342,16 @@ def replace_path(table: DataFrame, location: str) -> None:
     file_system.delete(_hadoop_path(spark, old), True)
 
 
-def having(keys: Mapping[str, str]) -> Column:
-    """The rows that have all of these values."""
-    return reduce(and_, (F.col(name) == value for name, value in keys.items()))
+def having(keys: Mapping[str, str | None]) -> Column:
+    """The rows that have all of these values, which may be null."""
+    return reduce(and_, (F.col(name).eqNullSafe(F.lit(value)) for name, value in keys.items()))
 
 
 def append_run(spark: SparkSession, captions: str, values: dict[str, Any]) -> None:
     """Leaves a row in the runs table, which stands beside the captions: their location with _runs after it."""
     row = {"spark_version": pyspark.__version__, "finished_at": datetime.now(UTC), **values}
     table = from_rows(spark, [row], RUNS)
-    write_table(table.coalesce(1), beside(captions, "runs"), "append", rebalance=False)
+    write_table(table, beside(captions, "runs"), "append", rebalance=False)
 
 
 def beside(location: str, name: str) -> str:

@@ -37,7 +37,9 @@ class KeyedTexts:
 
 def key_texts(texts: pa.Array) -> KeyedTexts:
     """The keys of captions' tokens and words. `texts` are strings, none of them null. A piece of text is looked up
-    once, however many captions have it."""
+    once, however many captions have it. Bytes that are no UTF-8, which a column of strings may hold, count as U+FFFD.
+    """
+    texts = _valid(texts)
     perhaps = np.flatnonzero(pc.match_substring_regex(texts, _PERHAPS_ONE_PIECE).to_numpy(zero_copy_only=False))
     asked = texts.take(pa.array(perhaps)).to_pylist()
     whole = perhaps[[at for at, text in enumerate(asked) if is_one_piece(text)]]
@@ -52,6 +54,15 @@ def key_texts(texts: pa.Array) -> KeyedTexts:
     keys = [_keys(piece) for piece in (*distinct, *texts.take(pa.array(whole)).to_pylist())]
     tokens, words = (_join([pair[at] for pair in keys], found, n_pieces) for at in range(2))
     return KeyedTexts(*tokens, *words)
+
+
+def _valid(texts: pa.Array) -> pa.Array:
+    try:
+        texts.validate(full=True)
+    except pa.ArrowInvalid:
+        raw = texts.cast(pa.large_binary()).to_pylist()
+        return pa.array([text.decode("utf-8", errors="replace") for text in raw], texts.type)
+    return texts
 
 
 # In RE2, which searches many texts at once but knows another Unicode: wherever is_one_piece may say yes.

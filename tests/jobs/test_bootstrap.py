@@ -84,6 +84,24 @@ def test_sums_do_not_depend_on_batches_or_order() -> None:
     assert np.array_equal(parts, one["m", "d", None, None])
 
 
+def test_slices_of_many_values_are_handed_on_once() -> None:
+    rows = [segment(image % 2000, lang=str(image % 300)) for image in range(3000)]
+    batches = [pa.RecordBatch.from_pylist(rows[at : at + 100], SEGMENTS) for at in range(0, len(rows), 100)]
+    assert len(list(bootstrap.sum_segments(batches, ("lang",), seed=7))) == 1 + 300
+
+
+def test_scores_of_each_group() -> None:
+    rows = [segment(image, lang="en" if image % 3 else None) for image in range(50)]
+    sums = sums_of(rows, 50, by=("lang",))
+    packed = [bootstrap._rows(item) for item in sorted(sums.items(), key=str)]
+    found = [row for batch in bootstrap.score_sums(packed, ["bleu_4", "cider"]) for row in batch.to_pylist()]
+    assert len(found) == 2 * len(sums) == 6
+    for row in found:
+        right = sums[tuple(row[name] for name in SUMS.names[:4])]
+        assert (row["n_segments"], row["n_missing"]) == tuple(right[0, :2])
+        assert Interval(row["score"], row["low"], row["high"]) == interval(scores_of(right)[row["metric"]])
+
+
 def test_many_groups_are_handed_on_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [segment(image, lang=str(image)) for image in range(40)]
     at_once = sums_of(rows, 10, by=("lang",))

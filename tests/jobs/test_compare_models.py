@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from pyspark.sql import SparkSession
+from pyspark.sql import functions as F
 
 from jobs import compare_models, evaluate_captions
 from jobs.common import tables
@@ -93,3 +94,14 @@ def test_gate(
 def test_no_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert compare(str(tmp_path), "a", "b") == 2
     assert "no such file or folder" in capsys.readouterr().err
+
+
+def test_a_model_without_an_id_is_a_model(spark: SparkSession, scored: str, tmp_path: Path) -> None:
+    """As other tools' tables have."""
+    for name in ("segments", "corpus"):
+        rows = spark.read.parquet(f"{scored}/{name}")
+        ids = {key: F.when(F.col("model_id") != "bad", F.col(key)) for key in ("decode_id", "model_id")}
+        rows.withColumns(ids).where("model_id is null or model_id = 'new'").write.parquet(str(tmp_path / name))
+    assert compare(str(tmp_path), "null", "new") == 0
+    assert compare(str(tmp_path), "null:null", "new", "--fail-if-worse", "bleu_1") == 0
+    assert compare(str(tmp_path), "new", "null", "--fail-if-worse", "bleu_1") == 1

@@ -13,6 +13,7 @@ from pyspark.sql import functions as F
 from jobs import evaluate_captions
 from jobs.common import documents, scores, segments, tables
 from jobs.common.batches import unpack
+from jobs.common.files import Folder, lease
 from jobs.common.frequencies import collect_frequencies, read_frequencies, sum_frequencies, write_frequencies
 from jobs.common.segments import CAPTION_LENGTH
 from jobs.common.session import exit_status
@@ -316,6 +317,30 @@ def test_saved_document_frequencies(spark: SparkSession, tmp_path: Path, capsys:
     doubled = saved.unionByName(saved)
     doubled.write.parquet(str(tmp_path / "doubled"))
     assert_refused([*few, "--document-frequencies", str(tmp_path / "doubled")], "must have each ngram once", capsys)
+
+
+def test_bytes_that_are_no_text_are_scored_as_far_as_they_go(spark: SparkSession, tmp_path: Path) -> None:
+    """As a cast, or a file of another encoding, brings into a column of strings."""
+    latin = F.expr("cast(X'61ff62' as string)")
+    captions = captions_table(spark, [("a", "a dog", "ok"), ("b", "a cat", "ok")])
+    captions = captions.withColumn("caption", F.when(F.col("image_id") == "a", latin).otherwise(F.col("caption")))
+    references = spark.createDataFrame([("a", ["a dog"]), ("b", ["a cat"])], tables.REFERENCES)
+    references = references.withColumns({"captions": F.array_append("captions", latin), "kind": F.expr("X'ff00'")})
+    arguments = write(spark, tmp_path, captions)
+    references.write.mode("overwrite").parquet(arguments[3])
+    assert evaluate_captions.main([*arguments, "--by", "kind"]) == 0
+    rows = {row["image_id"]: row["bleu_1"] for row in read(spark, tmp_path, "segments")}
+    assert rows == {"a": pytest.approx(100), "b": pytest.approx(100)}
+    assert {row["value"] for row in read(spark, tmp_path, "slices")} == {"\ufffd\0"}
+
+
+def test_one_run_at_a_time_writes_scores(
+    spark: SparkSession, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = write(spark, tmp_path)
+    with lease(Folder(spark, tables.staging(spark, arguments[5])), "other", f"--scores {arguments[5]}"):
+        assert_refused(arguments, f"--scores {arguments[5]} is being written by run other", capsys)
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
 BAD_OPTIONS = [

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import re
 import time
 from datetime import UTC, datetime
@@ -129,10 +130,19 @@ def captions_table(spark: SparkSession, folder: Path, model_id: str) -> None:
     constants = {"decode_id": "d1", "run_id": "r1", "captioned_at": datetime(2026, 5, 1, tzinfo=UTC)}
     rows = [row | constants | {"model_id": model_id} for row in rows]
     rows.append(rows[0] | {"model_id": "older", "captioned_at": datetime(2025, 5, 1, tzinfo=UTC), "caption": "a cat"})
-    spark.createDataFrame(rows, tables.CAPTIONS).write.parquet(str(folder / "captions"))
+    # Of the first version, which had fewer columns.
+    spark.createDataFrame(rows, tables.FIRST_CAPTIONS).write.parquet(str(folder / "captions"))
     run = {"run_id": "r1", "job": "caption_images", "started_at": constants["captioned_at"], "seconds": 2.0}
     run |= {"n_images": 12, "images_per_second": 6.0, "counts": {"ok": 10}, "model_id": model_id, "decode_id": "d1"}
     tables.append_run(spark, str(folder / "captions"), run)
+
+
+def test_what_is_no_number_is_left_out() -> None:
+    """JSON has no word for it, and a page whose data is none shows nothing."""
+    row = {"image_id": "a", "caption": "a dog", "status": "ok", "error_message": None, "captions": None}
+    scores = {"cider": math.nan, "bleu_4": math.inf, "rouge_l": 41.256, "log_prob": -math.inf}
+    [image] = report.gallery([{**row, **scores}], {}, ["cider", "bleu_4", "rouge_l"])  # type: ignore[list-item]
+    assert image["measures"] == [None, None, 41.26, None]
 
 
 def test_times_are_told_in_utc(monkeypatch: pytest.MonkeyPatch) -> None:

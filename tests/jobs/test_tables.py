@@ -1,5 +1,6 @@
 """Tables keep their contract, and are read, written and replaced whole."""
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -118,7 +119,7 @@ def test_read_table_says_what_is_wrong(spark: SparkSession, tmp_path: Path) -> N
     (tmp_path / "empty").mkdir()
     for location, said in (
         (path, r"captions must be array<string>, is string; it has image_id string, captions string, likes int$"),
-        (str(tmp_path / "none"), "no such file or folder$"),
+        (str(tmp_path / "none"), r"\[PATH_NOT_FOUND\] Path does not exist: "),
         (str(tmp_path / "empty"), "schema"),
         ("no_such_db.table", "NOT_FOUND|cannot be found"),
     ):
@@ -173,3 +174,27 @@ def test_append_run(spark: SparkSession, tmp_path: Path) -> None:
     runs = tables.read_table(spark, f"{at}_runs", tables.RUNS, "--captions").orderBy("run_id").collect()
     assert [(row["run_id"], row["counts"]) for row in runs] == [("1", {"ok": 3}), ("2", {"ok": 3})]
     assert all(row["spark_version"] and row["started_at"] <= row["finished_at"] for row in runs)
+
+
+def test_runs_that_end_together_all_leave_a_row(spark: SparkSession, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda n: tables.append_run(spark, str(tmp_path / "t"), {"run_id": str(n)}), range(8)))
+    assert sorted(row["run_id"] for row in spark.read.parquet(str(tmp_path / "t_runs")).collect()) == list("01234567")
+    assert [path.name for path in tmp_path.iterdir()] == ["t_runs"]
+
+
+def test_plain_paths_may_be_a_clusters(spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where Hadoop has settings, it says which file system a path is on: nothing here tells whether it exists."""
+    monkeypatch.setenv("HADOOP_CONF_DIR", "/etc/hadoop/conf")
+    tables.check_readable("/no/such/table", "--captions")
+    with pytest.raises(ValueError, match=r"^--captions file:///no/such/table: no such file"):
+        tables.check_readable("file:///no/such/table", "--captions")
+    with pytest.raises(ValueError, match=r"^--captions /no/such/table: \[PATH_NOT_FOUND\]"):
+        tables.read_table(spark, "/no/such/table", tables.REFERENCES, "--captions")
+    spark.createDataFrame([("a", ["b"])], tables.REFERENCES).write.parquet(str(tmp_path / "there"))
+    assert tables.read_table(spark, str(tmp_path / "there"), tables.REFERENCES, "--references").count() == 1
+
+
+def test_nulls_are_values_too(spark: SparkSession) -> None:
+    rows = spark.createDataFrame([("m", "d"), (None, "d"), ("m", None)], "model_id string, decode_id string")
+    assert rows.where(tables.having({"model_id": None, "decode_id": "d"})).count() == 1

@@ -228,6 +228,17 @@ def test_a_table_of_another_format_is_refused(
         assert said in capsys.readouterr().err
 
 
+def test_a_run_does_not_take_its_own_beat_for_anothers(
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a file that is being written is there and empty, as on HDFS."""
+    monkeypatch.setattr(files, "BEAT_SECONDS", 0.002)
+    spark._jsc.hadoopConfiguration().set("fs.viewfs.mounttable.beat.link./all", tmp_path.as_uri())
+    with lease(Folder(spark, "viewfs://beat/all/staging"), "mine", "--captions t") as held:
+        for _ in range(200):
+            held.check()
+
+
 def test_one_run_at_a_time(spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "BEAT_SECONDS", 0.05)
     monkeypatch.setattr(files, "WATCH_SECONDS", 1.0)
