@@ -474,6 +474,7 @@ name_classes
 if [[ -n $preparing && -n $bundled_spark && -z ${SPARK_HOME:-} ]]; then
     archive_classes
 fi
+[[ -z $pack_folder ]] || exit 0
 [[ -z $setting_up ]] || exit "$set_up_status"
 
 user_py_files=${user_py_files:-$(property spark.submit.pyFiles)}

@@ -55,7 +55,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model-id", metavar="ID", help="report on this model (default: the one that captioned last)")
     parser.add_argument("--decode-id", metavar="ID", help="report on this decoding (default: the last)")
     parser.add_argument("--out", default="out/report.html", metavar="FILE",
-                        help="page to write, wherever Spark writes (default out/report.html)")  # fmt: skip
+                        help="page to write, a path of Spark's or s3a:// (default out/report.html)")  # fmt: skip
     parser.add_argument("--limit", type=int, default=2000, metavar="N",
                         help="images in the gallery (default 2000): worst, best, failed and others")  # fmt: skip
     parser.add_argument("--thumbnail-size", type=int, default=192, metavar="N",
@@ -177,7 +177,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     made = gather(spark, job)
     page = report.render(made)
     folder.write_text(name, page)
-    say(f"{len(made.images)} of {made.n_images} images in {job.options.out}, {len(page) / 1e6:.1f} MB")
+    where = job.options.out if folder.is_local else folder.whole(name)
+    say(f"{len(made.images)} of {made.n_images} images in {where}, {len(page) / 1e6:.1f} MB")
     return 0
 
 

@@ -66,7 +66,7 @@ def check_out(directory: Path) -> None:
     """Raises ValueError where saving a model there would remove something other than a model."""
     if directory.exists() and not directory.is_dir():
         raise ValueError(f"--out {directory}: is a file; a model is a directory")
-    others = sorted({path.name for path in directory.glob("*")} - set(FILES))
+    others = sorted({path.name for path in directory.glob("[!.]*")} - set(FILES))
     if others:
         some = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
         raise ValueError(
@@ -81,12 +81,11 @@ def save_model(
     training: Mapping[str, Any],
     dtype: torch.dtype = torch.float16,
 ) -> None:
-    """Writes a model directory, whole or not at all. `training` is kept in config.json for people to read. Raises
-    ValueError as `check_out` does.
+    """Writes a model directory, whole or not at all, in the place of what is there: see `check_out`. `training` is
+    kept in config.json for people to read.
 
     Half precision halves what travels to executors; the captions are those of the rounded weights everywhere.
     """
-    check_out(directory)
     settings = {"model": model.config.to_dict(), "decode": decode.to_dict(), "training": dict(training)}
     weights = {
         name: tensor.detach().cpu().to(dtype).contiguous()

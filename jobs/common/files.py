@@ -40,11 +40,17 @@ class Folder:
         """Whether a file can be moved from one to the other: they are on one file system, on one disk."""
         if self.is_local and other.is_local:
             return self._device() == other._device()
-        return bool(self._system.getUri().equals(other._system.getUri()))
+        mine, theirs = (system.getCanonicalServiceName() or system.getUri().toString() for system in
+                        (self._system, other._system))  # fmt: skip
+        return bool(mine == theirs)
 
     def _device(self) -> int:
         path = Path(self._path("").toUri().getPath()).absolute()
         return next(folder for folder in (path, *path.parents) if folder.exists()).stat().st_dev
+
+    def whole(self, name: str) -> str:
+        """The location of `name` with the file system that it is on."""
+        return str(self._system.makeQualified(self._path(name)).toString())
 
     def exists(self, name: str = "") -> bool:
         return bool(self._system.exists(self._path(name)))

@@ -40,15 +40,17 @@ def caption_profile(spark: SparkSession, device: str, share: float) -> ResourceP
 
 @contextmanager
 def own_workers(spark: SparkSession, profile: ResourceProfile | None) -> Iterator[None]:
-    """Gives what is mapped in here Python workers of its own, where it has a `profile`: as many as tasks that caption,
-    each with a model on its GPU. Of the others, which there are for each core, Spark would take turns."""
+    """Gives what is mapped in here Python workers of its own, where it has a `profile`: one for each task that captions
+    at a time, with a model on its GPU. Spark has all idle workers of an executor, one a core, take turns."""
+    if profile is None:
+        yield
+        return
     environment = spark.sparkContext.environment
-    if profile is not None:
-        environment[CAPTIONING] = "1"  # workers serve the environment that they were started with
+    environment[CAPTIONING] = "1"  # a worker serves those that have the environment that it was started with
     try:
         yield
     finally:
-        environment.pop(CAPTIONING, None)
+        del environment[CAPTIONING]
 
 
 def check_gpu_here(device: str) -> None:

@@ -19,20 +19,20 @@ WIDEST = 40  # characters of an image_id printed: of a longer one, the last
 
 @dataclass
 class Outcome:
-    """Rows by status, of all images and of those that were not tried before; some of them; and how many rows of the
+    """Rows by status, of all images and of those that are not known to fail; some of them; and how many rows of the
     source were left out as duplicates."""
 
     counts: Counter[str] = field(default_factory=Counter)
-    fresh: Counter[str] = field(default_factory=Counter)
+    unknown: Counter[str] = field(default_factory=Counter)
     captioned: list[Row] = field(default_factory=list)
     failed: list[Row] = field(default_factory=list)
     duplicates: int = 0
 
     @property
     def failure_rate(self) -> float:
-        """The share that failed of the images that are new or have changed: those that fail again are known, and a
-        night with nothing else is no worse than the one before. 0 where there were none."""
-        return 1 - self.fresh["ok"] / self.fresh.total() if self.fresh else 0.0
+        """The share of images that failed, without those that failed on another night already: one with nothing else is
+        no worse than that. 0 where there were none."""
+        return 1 - self.unknown["ok"] / self.unknown.total() if self.unknown else 0.0
 
     def add(self, rows: DataFrame, told: Counter[str], size: int) -> Counter[str]:
         """Adds a staged wave of `size` images, and returns its rows by status: as its tasks `told`, where these told of
@@ -47,11 +47,13 @@ class Outcome:
         self.counts.update(counts)
         return counts
 
-    def look(self, rows: DataFrame, counts: Counter[str], again: bool) -> None:
-        """Takes some rows of a staged wave to show, unless there are enough, and counts those of images that were not
-        tried before; `again` says whether others may be among them."""
+    def look(self, rows: DataFrame, counts: Counter[str], known: DataFrame | None = None) -> None:
+        """Takes some rows of a staged wave to show, unless there are enough; and counts all but those of image_ids in
+        `known`, where any may be."""
         ok = F.col("status") == "ok"
-        self.fresh.update(_by_status(rows.where(F.col("attempts") == 1)) if again else counts)
+        if known is not None:
+            others = rows.join(known, rows["image_id"].eqNullSafe(known["image_id"]), how="left_anti")
+        self.unknown.update(counts if known is None else _by_status(others))
         if counts["ok"] and len(self.captioned) <= SHOWN:
             self.captioned = _first([*self.captioned, *_some(rows.where(ok), SHOWN + 1)], SHOWN + 1)
         if counts.total() > counts["ok"] and len(self.failed) < FAILED:

@@ -217,7 +217,7 @@ def score_segments(figures: DataFrame, how: Evaluation) -> list[Score]:
     metrics = how.names()
 
     def score(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        return bootstrap.score_sums(batches, metrics)  # here, the sums of many slices would be too many
+        return bootstrap.score_sums(batches, metrics)  # the driver has no room for the sums of many slices
 
     scored = _by_group(figures.where(F.col("sums").isNotNull())).mapInArrow(score, from_arrow_schema(bootstrap.SCORES))
     rows = scored.toArrow().sort_by([(name, "ascending") for name in _GROUP]).to_pylist()

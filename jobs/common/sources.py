@@ -95,6 +95,7 @@ class ImageFiles:
     def _walk(self) -> Iterator[tuple[Path, str]]:
         """Absolute path and image_id of each file: its path below the folder, or below the fixed part of the glob."""
         files: Iterator[Path]
+        folder = place = Path(self.here, self.location)
         if glob.has_magic(self.location):
             fixed = []
             for part in Path(self.location).parts[:-1]:
@@ -107,7 +108,7 @@ class ImageFiles:
             if self.location.count("**") > 1:
                 names = dict.fromkeys(names)  # some of which it finds several times
             files = (path for path in (Path(self.here, name) for name in names) if not path.is_dir())
-        elif (folder := Path(self.here, self.location)).is_dir():
+        elif place.is_dir():
             files = (
                 Path(parent, name)
                 for parent, _, names in os.walk(folder, onerror=_raise)
@@ -115,8 +116,7 @@ class ImageFiles:
                 if Path(name).suffix.lower() in EXTENSIONS
             )
         else:
-            files = iter([folder] if folder.exists() else [])
-            folder = folder.parent
+            folder, files = place.parent, iter([place] if place.exists() else [])
         for file in files:
             yield file, str(file.relative_to(folder))
 
@@ -282,7 +282,8 @@ def _has_parquet(location: str) -> bool:
     folder = Path(location)
     if glob.has_magic(location) or not folder.is_dir():
         return False
-    return any(next(folder.glob(pattern), None) is not None for pattern in ("*.parquet", "*=*/**/*.parquet"))
+    files = (file for pattern in ("*.parquet", "*=*/**/*.parquet") for file in folder.glob(pattern))
+    return (folder / "_delta_log").is_dir() or any(file.is_file() for file in files)
 
 
 def _modified(file: Path) -> str | None:

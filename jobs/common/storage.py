@@ -25,6 +25,7 @@ from botocore.exceptions import (
     BotoCoreError,
     ClientError,
     ConnectionError,
+    EndpointProviderError,
     HTTPClientError,
     IncompleteReadError,
     ParamValidationError,
@@ -59,11 +60,12 @@ SYSTEMIC = frozenset({
 # What may be wrong with one object alone, as where a manifest names another bucket for it, or with all.
 DENIED = frozenset({"AccessDenied", "AllAccessDisabled", "403", "Forbidden", "NoSuchBucket", "InvalidBucketName"})
 
-# What is asked of S3 itself. Any other request is botocore's own, for credentials.
-OPERATIONS = frozenset({"GetObject", "ListObjectsV2", "HeadBucket"})
+# What is asked of S3 itself, of a directory bucket for a session first. Any other request is botocore's own, for
+# credentials.
+OPERATIONS = frozenset({"GetObject", "ListObjectsV2", "HeadBucket", "CreateSession"})
 
-# S3's rules today, and what is left of buckets made by older ones.
-BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,253}[A-Za-z0-9]")
+# S3's rules, and older ones, by which there are buckets still.
+BUCKET = re.compile(r"[A-Za-z0-9._-]{3,255}")
 
 TRANSIENT = frozenset({
     "SlowDown", "Throttling", "ThrottlingException", "ThrottledException", "RequestThrottled", "RequestLimitExceeded",
@@ -201,13 +203,13 @@ def split_uri(uri: str) -> tuple[str, str]:
 
 
 def has_controls(text: str) -> bool:
-    """Whether characters of it would act on what prints it: controls, line and paragraph separators."""
+    """Whether it has controls, or separators of lines or paragraphs."""
     return any(ord(letter) < 32 or 127 <= ord(letter) < 160 or letter in "\u2028\u2029" for letter in text)
 
 
 def printable(text: str) -> str:
-    """As it is, or escaped where it could act on a terminal."""
-    return text if text.isprintable() else ascii(text)[1:-1]
+    """With what could act on a terminal escaped."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def is_s3(location: str) -> bool:
@@ -278,7 +280,7 @@ def classify(error: BotoCoreError | ClientError, bucket: str) -> ObjectError | S
         if code in SYSTEMIC or error.operation_name not in OPERATIONS:
             return SystemicError(f"s3://{bucket}: {text}")
         return ObjectError("fetch_error", text, denied=code in DENIED)
-    if isinstance(error, ParamValidationError) or is_transient(error):
+    if isinstance(error, ParamValidationError | EndpointProviderError) or is_transient(error):
         return ObjectError("fetch_error", _one_line(error))
     return SystemicError(f"s3://{bucket}: {_one_line(error)}")  # credentials or configuration
 

@@ -12,7 +12,9 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import reduce
 from operator import and_
+from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pyarrow as pa
 import pyspark
@@ -198,8 +200,16 @@ def local_path(location: str) -> str | None:
     of a cluster, which Hadoop's settings name, takes plain paths for its own."""
     if location.startswith("file://"):
         return location.removeprefix("file://")
-    hadoop = any(os.environ.get(name) for name in ("HADOOP_CONF_DIR", "YARN_CONF_DIR"))
-    return None if hadoop or "://" in location or is_table_name(location) else location
+    return None if "://" in location or is_table_name(location) or _plain_paths_are_hadoops() else location
+
+
+def _plain_paths_are_hadoops() -> bool:
+    for name in ("HADOOP_CONF_DIR", "YARN_CONF_DIR"):
+        site = Path(os.environ.get(name) or "none", "core-site.xml")
+        for entry in ElementTree.parse(site).iter("property") if site.is_file() else ():
+            if (entry.findtext("name") or "").strip() == "fs.defaultFS":
+                return not (entry.findtext("value") or "").strip().startswith("file:")
+    return False
 
 
 def check_readable(location: str, role: str) -> None:
@@ -366,8 +376,8 @@ def staging(spark: SparkSession, location: str, below: str = "") -> str:
     `below`, or else beside the table or in Spark's warehouse."""
     if below:
         path = local_path(location)
-        whole = location if path is None else os.path.abspath(path)  # noqa: PTH100
-        name = whole.rstrip("/").rpartition("/")[2]
+        whole = (location if path is None else os.path.abspath(path)).rstrip("/")  # noqa: PTH100
+        name = whole.rpartition("/")[2]
         return f"{below.rstrip('/')}/.{name}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}-staging"
     if is_table_name(location):
         return f"{spark.conf.get('spark.sql.warehouse.dir')}/.{location}-staging"

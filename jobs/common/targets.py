@@ -44,6 +44,9 @@ class Target:
         table. Raises ValueError where it is another one."""
         raise NotImplementedError
 
+    def check_staging(self) -> None:
+        """Raises ValueError where what is staged cannot be committed from there."""
+
     def commit(self, rows: DataFrame, name: str, replaces: Collection[str]) -> None:
         """Adds `rows`, which are staged, or puts them in the place of others: of those of the commits `replaces`.
         `name` is unique."""
@@ -81,14 +84,16 @@ class ParquetTarget(Target):
         rows = self._read()
         if tables.is_table_name(self.location):
             tables.create(self.spark, self.location, tables.CAPTIONS, "parquet")
+        return rows
+
+    def check_staging(self) -> None:
         folder = self._folder()
         assert folder is not None
         if not folder.shares_system(self.staging):
             raise ValueError(
-                f"--staging {self.staging.location}: is on another file system than the table, {folder.location}, so"
-                " that rows cannot be moved there; name a folder on that one"
+                f"--captions {self.location}: rows wait in {self.staging.location}, on another file system than"
+                f" {folder.location}, and cannot be moved there; --staging names a folder on that one"
             )
-        return rows
 
     def _read(self) -> DataFrame | None:
         folder = self._folder()

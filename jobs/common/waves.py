@@ -16,6 +16,7 @@ IMAGES_PER_CORE = 10_000
 BROADCAST = 1_000_000  # ids that the driver and each executor can hold
 COMMITS = 200  # that a wave replaces rows of
 PROBED = 8  # objects tried before the first wave
+KNOWN = "INTERVAL 12 HOURS"  # what failed so long ago failed on another night, and not on the try before this one
 NAMED = ("id", "no_id")  # what the image is joined by
 
 Units = Iterable[tuple[str | None, str | None, int]]
@@ -44,6 +45,10 @@ class Plan:
     @property
     def duplicates(self) -> int:
         return sum(self.spare.values())
+
+    def known(self) -> DataFrame:
+        """The image_ids of those that failed on another night."""
+        return self.todo.where("known").select("image_id")
 
     def some_objects(self) -> list[str]:
         """The uris of some new images that are on S3."""
@@ -95,8 +100,8 @@ class Limits:
 
 
 def find_todo(images: Images, existing: DataFrame | None, keys: Mapping[str, str], max_attempts: int) -> DataFrame:
-    """A row for each image to caption: which attempt it is, the commit that it `replaces` a row of, and how many rows
-    of the source name it. One join."""
+    """A row for each image to caption: which attempt it is, whether it is `known` to fail, the commit that it
+    `replaces` a row of, and how many rows of the source name it. One join."""
     rows = _named(images.rows.select("image_id", "image_version", "uri", "unit"))
     if images.unique:
         rows = rows.withColumn("copies", F.lit(1).cast("long"))
@@ -108,11 +113,12 @@ def find_todo(images: Images, existing: DataFrame | None, keys: Mapping[str, str
         rows = rows.groupBy(*NAMED).agg(one, F.count("*").alias("copies"))
         rows = rows.select(*NAMED, image_id, "one.*", "copies")
     if existing is None:
-        todo = rows.withColumns({"attempts": F.lit(1), "replaces": F.lit(None).cast("string")})
+        fresh = {"attempts": F.lit(1), "known": F.lit(False), "replaces": F.lit(None).cast("string")}
+        todo = rows.withColumns(fresh)
     else:
         done = _named(existing.where(tables.having(keys))).select(
             *NAMED, F.col("image_version").alias("version"), "status", "commit",
-            F.coalesce("attempts", F.lit(1)).alias("tried"),
+            F.coalesce("attempts", F.lit(1)).alias("tried"), "captioned_at",
         )  # fmt: skip
         changed = ~F.col("image_version").eqNullSafe(F.col("version"))
         again = (F.col("status") != "ok") & (F.col("tried") < max_attempts)
@@ -120,9 +126,10 @@ def find_todo(images: Images, existing: DataFrame | None, keys: Mapping[str, str
             rows.join(done, list(NAMED), how="left")
             .where(F.col("commit").isNull() | changed | again)
             .withColumn("attempts", F.when(F.col("commit").isNull() | changed, 1).otherwise(F.col("tried") + 1))
+            .withColumn("known", again & ~changed & (F.col("captioned_at") < F.expr(f"current_timestamp() - {KNOWN}")))
             .withColumnRenamed("commit", "replaces")
         )
-    return todo.select("image_id", "image_version", "uri", "unit", "copies", "attempts", "replaces")
+    return todo.select("image_id", "image_version", "uri", "unit", "copies", "attempts", "known", "replaces")
 
 
 def _named(rows: DataFrame) -> DataFrame:

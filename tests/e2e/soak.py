@@ -173,7 +173,8 @@ def soak(place: Place, seed: int, images: str, expected: str, kinds: Sequence[st
     name = f"seed_{seed}"
     chance = random.Random(seed)
     havoc = Havoc(place.cluster, place.server, chance)
-    watcher = Watcher(place.spark, partial(place.load, name), place.staging(name))
+    staging = tables.staging(place.spark, place.table(name), place.staging(name))
+    watcher = Watcher(place.spark, partial(place.load, name), staging)
     outcome = Outcome(seeds=1)
     left = [*reversed(kinds)] or [chance.choice(KINDS) for _ in range(EVENTS)]
     watcher.start()

@@ -117,7 +117,7 @@ def test_no_batches_no_batches(captioner: Captioner) -> None:
         ("a", None, None, Failure("fetch_error", "content and uri are null")),
         ("a", None, "file", b"on disk"),
         ("a", None, "missing", Failure("fetch_error", "FileNotFoundError: No such file or directory")),
-        ("a", None, "folder", Failure("fetch_error", "IsADirectoryError: Is a directory")),
+        ("a", None, "folder", Failure("fetch_error", "OSError: not a regular file")),
         ("a", None, "large", Failure("too_large", "33 bytes; at most 32 are read")),
         ("a", b"x" * 33, None, Failure("too_large", "33 bytes; at most 32 are read")),
         ("a", None, "ünï %41 #?.jpg", b"odd name"),

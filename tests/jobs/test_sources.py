@@ -52,6 +52,8 @@ def test_sources_are_told_apart(location: str, kind: type) -> None:
     [
         ("part-0.snappy.parquet", ImageTable),
         ("year=2026/month=11/part-0.parquet", ImageTable),
+        ("_delta_log/0.json", ImageTable),
+        ("captions.parquet/part-0.parquet", ImageFiles),
         ("captions/part-0.parquet", ImageFiles),  # written below the photographs, by the night before
     ],
 )

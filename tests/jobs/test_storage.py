@@ -5,6 +5,7 @@ from botocore.exceptions import (
     BotoCoreError,
     ClientError,
     EndpointConnectionError,
+    EndpointResolutionError,
     MetadataRetrievalError,
     NoCredentialsError,
     ParamValidationError,
@@ -37,6 +38,8 @@ def answer(code: str, operation: str = "GetObject") -> ClientError:
         (TokenRetrievalError(provider="sso", error_msg="expired"), SystemicError),
         (MetadataRetrievalError(error_msg="no"), SystemicError),
         (ParamValidationError(report="Invalid length for parameter Key"), ObjectError),
+        (EndpointResolutionError(msg="Unrecognized S3Express bucket name format."), ObjectError),
+        (answer("NoSuchBucket", "CreateSession"), ObjectError),
         (EndpointConnectionError(endpoint_url="http://s3"), ObjectError),  # `ask` has tried again by then
     ],
 )

@@ -184,8 +184,14 @@ def test_runs_that_end_together_all_leave_a_row(spark: SparkSession, tmp_path: P
 
 
 def test_plain_paths_may_be_a_clusters(spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where Hadoop has settings, it says which file system a path is on: nothing here tells whether it exists."""
-    monkeypatch.setenv("HADOOP_CONF_DIR", "/etc/hadoop/conf")
+    """Where Hadoop's settings name another file system: nothing here tells what is there."""
+    site = tmp_path / "core-site.xml"
+    monkeypatch.setenv("HADOOP_CONF_DIR", str(tmp_path))
+    for settings in ("", "<property><name>fs.defaultFS</name><value>file:///</value></property>"):
+        site.write_text(f"<configuration>{settings}</configuration>")
+        with pytest.raises(ValueError, match="no such file"):
+            tables.check_readable("/no/such/table", "--captions")
+    site.write_text(site.read_text().replace("file:///", "hdfs://name:8020"))
     tables.check_readable("/no/such/table", "--captions")
     with pytest.raises(ValueError, match=r"^--captions file:///no/such/table: no such file"):
         tables.check_readable("file:///no/such/table", "--captions")
