@@ -63,15 +63,13 @@ def build_model(config: bytes, vocabulary: bytes, weights: Mapping[str, torch.Te
 
 
 def check_out(directory: Path) -> None:
-    """Raises ValueError where saving a model there would remove something other than a model."""
+    """Raises ValueError where something other than a model is there."""
     if directory.exists() and not directory.is_dir():
         raise ValueError(f"--out {directory}: is a file; a model is a directory")
     others = sorted({path.name for path in directory.glob("[!.]*")} - set(FILES))
     if others:
         some = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
-        raise ValueError(
-            f"--out {directory}: holds {some}, which is no model's and would be lost; choose another --out"
-        )
+        raise ValueError(f"--out {directory}: holds {some}, which is no model's; choose another --out")
 
 
 def save_model(
@@ -81,8 +79,8 @@ def save_model(
     training: Mapping[str, Any],
     dtype: torch.dtype = torch.float16,
 ) -> None:
-    """Writes a model directory, whole or not at all, in the place of what is there: see `check_out`. `training` is
-    kept in config.json for people to read.
+    """Writes a model directory, whole or not at all; what else is in it stays. `training` is kept in config.json for
+    people to read.
 
     Half precision halves what travels to executors; the captions are those of the rounded weights everywhere.
     """
@@ -106,6 +104,9 @@ def save_model(
         old = Path(tempfile.mkdtemp(prefix=f".{directory.name}-old-", dir=directory.parent))
         directory.replace(old)
         staged.replace(directory)
+        for other in old.iterdir():
+            if other.name not in FILES:  # somebody's note, put there meanwhile
+                other.replace(directory / other.name)
         shutil.rmtree(old)
     else:
         staged.replace(directory)

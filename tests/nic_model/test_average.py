@@ -39,7 +39,7 @@ def test_models_must_be_alike(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 def test_out_is_never_a_folder_of_other_things(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = tiny_model_directory(tmp_path / "models")
     assert average.main([str(model), "--out", str(tmp_path / "models")]) == 2
-    assert "holds tiny-0, which is no model's and would be lost" in capsys.readouterr().err
+    assert "holds tiny-0, which is no model's; choose another --out" in capsys.readouterr().err
     assert load_file(model / "model.safetensors")
     assert average.main([str(model), "--out", str(model)]) == 0  # in place of a model
 
