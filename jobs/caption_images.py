@@ -157,11 +157,11 @@ def _run_waves(
         warm_worker(spark, recipe, watch)
     images = job.source.read(spark)
     existing = target.open()
-    if config.mode != "overwrite":  # which moves nothing
-        target.check_staging()
     size = config.wave_size or waves.IMAGES_PER_CORE * spark.sparkContext.defaultParallelism
     if config.mode == "overwrite":
         existing, size = None, sys.maxsize  # what is replaced at once is one wave
+    else:
+        target.check_staging()
     limits = waves.Limits(config.limit, size, config.max_attempts)
     clock = time.monotonic()
     plan = waves.plan(images, target, existing, captioning.keys(), limits)

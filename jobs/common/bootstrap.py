@@ -121,19 +121,21 @@ def sum_segments(batches: Iterable[pa.RecordBatch], slices: Sequence[str], seed:
 
 def add_sums(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     """A row of SUMS for each group, for all its rows, sorted by group."""
+    yield from map(_rows, _total(batches))
+
+
+def _total(batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[Group, Ints]]:
     rows = (row for batch in batches for row in zip(*batch.columns, strict=True))
     for group, same in groupby(rows, lambda row: tuple(item.as_py() for item in row[:-1])):
         total = np.zeros((1 + REPLICATES, WIDTH), np.int64)
         for row in same:
             total += read_sums(row[-1])
-        yield _rows((group, total))
+        yield group, total
 
 
 def score_sums(batches: Iterable[pa.RecordBatch], metrics: Sequence[str]) -> Iterator[pa.RecordBatch]:
     """Rows of SCORES, one for each metric of each group, for rows of SUMS sorted by group."""
-    for total in add_sums(batches):
-        *group, packed = (column[0] for column in total.columns)
-        sums = read_sums(packed)
+    for group, sums in _total(batches):
         scores = scores_of(sums)
         same = {**dict(zip(SUMS.names, group, strict=False)), "n_segments": sums[0, 0], "n_missing": sums[0, 1]}
         yield pa.RecordBatch.from_pylist(

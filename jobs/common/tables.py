@@ -327,10 +327,15 @@ def append_path(table: DataFrame, location: str) -> None:
     """Adds a file of `table`'s rows, whoever else adds one meanwhile: what Spark itself appends to a folder waits in
     one place there for all runs, and the first to end removes it."""
     staged = Folder(table.sparkSession, sibling(location, f"new-{uuid.uuid4().hex}"))
+    place_file(table, staged, Folder(table.sparkSession, location))
+    staged.delete()
+
+
+def place_file(table: DataFrame, staged: Folder, folder: Folder, file: str = "") -> None:
+    """Writes `table` as one file to the folder `staged`, and moves it into `folder`, as `file` or by Spark's name."""
     table.coalesce(1).write.parquet(staged.location)
     [name] = staged.names()
-    Folder(table.sparkSession, location).place(staged, name, name)
-    staged.delete()
+    folder.place(staged, name, file or name)
 
 
 def replace_path(table: DataFrame, location: str) -> None:

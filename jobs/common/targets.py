@@ -134,9 +134,8 @@ class ParquetTarget(Target):
         return others.unionByName(rows.join(before, matching(rows), how="left_semi"))
 
     def _place(self, rows: DataFrame, folder: Folder, name: str, file: str) -> None:
-        self.stage(rows.to(tables.CAPTIONS).coalesce(1), f"{name}-whole")
-        (staged,) = self.staging.names(f"{name}-whole")
-        folder.place(Folder(self.spark, self.staging.at(f"{name}-whole")), staged, file)
+        staged = Folder(self.spark, self.staging.at(f"{name}-whole"))
+        tables.place_file(rows.to(tables.CAPTIONS), staged, folder, file)
 
     def overwrite(self, rows: DataFrame) -> None:
         folder = self._folder()
