@@ -7,6 +7,7 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
+import pi_heif
 import simplejpeg
 import torch
 from numpy.typing import NDArray
@@ -39,9 +40,11 @@ QUARTER_TURNS = {TURNS[orientation] for orientation in (5, 6, 7, 8)}  # these ex
 
 # Formats that people caption. Pillow knows some forty more, several of them rarely used code that parses hostile
 # bytes, or programs in disguise (EPS runs Ghostscript).
-FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "AVIF", "BMP", "TIFF")
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "AVIF", "HEIF", "BMP", "TIFF")
 
-AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # for an image: several are decoded at a time
+# One thread for an image: several are decoded at a time.
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+pi_heif.register_heif_opener(decode_threads=1, thumbnails=False)
 
 
 # Pillow warns of what we check ourselves (size) or can live with (odd EXIF). Once and for all, since what Python has
@@ -142,7 +145,7 @@ def open_rgb(content: bytes, size: int, max_pixels: int = MAX_PIXELS) -> tuple[I
     except Exception as error:
         # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ZeroDivisionError and more on
         # hostile bytes: all of them mean that this image cannot be decoded.
-        raise ImageError("decode_error", f"{type(error).__name__}: {error}") from None
+        raise ImageError("decode_error", f"{type(error).__name__}: {error}".rstrip()) from None
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:

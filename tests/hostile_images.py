@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pillow_heif
 from PIL import ExifTags, Image
 
 SAMPLES = Path(__file__).parents[1] / "samples" / "images"
@@ -51,6 +52,8 @@ def write_hostile_folder(folder: Path, photographs: list[bytes]) -> dict[str, st
         "photo.webp": ("ok", encode(opened(first), "WEBP", quality=80)),
         "photo.avif": ("ok", encode(opened(first), "AVIF", quality=60)),
         "truncated.avif": ("decode_error", encode(opened(first), "AVIF", quality=60)[:-200]),
+        "photo.heic": ("ok", encode(opened(first), "HEIF", quality=60)),
+        "truncated.heic": ("decode_error", encode(opened(first), "HEIF", quality=60)[:-200]),
         "exif_orientation_6.jpg": ("ok", lying_on_its_side(first)),
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -64,10 +67,13 @@ def opened(content: bytes) -> Image.Image:
     return Image.open(io.BytesIO(content)).convert("RGB")
 
 
-def encode(image: Image.Image, form: str, **options: object) -> bytes:
+def encode(image: Image.Image, form: str = "PNG", **options: object) -> bytes:
     """The image as a file's bytes."""
     file = io.BytesIO()
-    image.save(file, form, **options)
+    if form == "HEIF":  # not by Pillow, which would then read it by this package too
+        pillow_heif.from_pillow(image).save(file, **options)
+    else:
+        image.save(file, form, **options)
     return file.getvalue()
 
 

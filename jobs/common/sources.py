@@ -28,7 +28,8 @@ TASKS_PER_CORE = 4
 IMAGES_PER_TASK = 32  # a Python worker takes longer to start than to caption fewer
 
 # In a folder these are taken for images; a glob takes whatever it matches.
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".webp", ".avif", ".bmp", ".tif", ".tiff"})
+JPEGS = {".jpg", ".jpeg", ".jpe", ".jfif"}
+EXTENSIONS = frozenset({*JPEGS, ".png", ".gif", ".webp", ".avif", ".heic", ".heif", ".hif", ".bmp", ".tif", ".tiff"})
 
 MANIFESTS = (".csv", ".jsonl", ".ndjson")
 

@@ -30,9 +30,10 @@ BMP = encode(opened(PHOTO).resize((40, 30)), "BMP")
 TIFF = encode(opened(PHOTO).resize((40, 30)), "TIFF")
 WEBP = encode(opened(PHOTO).resize((40, 30)), "WEBP")
 AVIF = encode(opened(PHOTO).resize((40, 30)), "AVIF")
+HEIC = encode(opened(PHOTO).resize((40, 30)), "HEIF")
 
 
-UNKNOWN = "not an image in a known format (JPEG, PNG, GIF, WEBP, AVIF, BMP, TIFF)"
+UNKNOWN = "not an image in a known format (JPEG, PNG, GIF, WEBP, AVIF, HEIF, BMP, TIFF)"
 
 
 def huge_gif() -> bytes:
@@ -164,7 +165,7 @@ CONTENTS = {
     "ELF": (b"\x7fELF" + bytes(100), "decode_error", UNKNOWN),
     "pickle": (b"\x80\x04cos\nsystem\n(S'true'\ntR.", "decode_error", UNKNOWN),
     "MP4": (b"\0\0\0\x18ftypmp42" + bytes(100), "decode_error", UNKNOWN),
-    "HEIC": (b"\0\0\0\x18ftypheic" + bytes(100), "decode_error", UNKNOWN),
+    "head of a HEIC": (b"\0\0\0\x18ftypheic" + bytes(100), "decode_error", UNKNOWN),
     "head of an AVIF": (b"\0\0\0\x18ftypavif" + bytes(100), "decode_error", UNKNOWN),
     "ICO": (b"\0\0\1\0\1\0\x10\x10" + bytes(100), "decode_error", UNKNOWN),
     "PSD": (b"8BPS\0\1" + bytes(100), "decode_error", UNKNOWN),
@@ -192,6 +193,7 @@ CONTENTS = {
     "half a WebP": (WEBP[: len(WEBP) // 2], "decode_error", "could not create decoder object"),
     "head of a WebP": (WEBP[:12], "decode_error", UNKNOWN),
     "AVIF without its end": (AVIF[:-20], "decode_error", "Failed to decode frame"),
+    "HEIC without its end": (HEIC[:-20], "decode_error", "Unexpected end of file"),
     "108 megapixels": (png(12_000, 9_000, 8, 2, zlib.compress(b"")), "too_large", "12000 x 9000 pixels; at most"),
     "one pixel high": (png(2**31 - 1, 1, 8, 2, zlib.compress(b"")), "too_large", "far too many pixels"),
     "GIF beyond its screen": (gif_beyond_its_screen(), "too_large", "far too many pixels"),
@@ -273,7 +275,7 @@ def _assert_failure(found: object, status: str, message: str) -> None:
 
 
 fuzz = settings(max_examples=FUZZ_CASES, deadline=None, suppress_health_check=list(HealthCheck), database=None)
-SEEDS = [PNG, GIF, BMP, TIFF, WEBP, AVIF, encode(opened(PHOTO).resize((40, 30)), "JPEG")]
+SEEDS = [PNG, GIF, BMP, TIFF, WEBP, AVIF, HEIC, encode(opened(PHOTO).resize((40, 30)), "JPEG")]
 
 
 @st.composite

@@ -1,6 +1,5 @@
 """Decoding: every kind of good image upright and in RGB, every kind of bad one an ImageError."""
 
-import io
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ from PIL import Image
 
 from nic_model import images
 from nic_model.images import ImageError, decode, open_rgb, plain_size
+from tests.hostile_images import encode
 
 SIZE = 64
 
@@ -21,12 +21,6 @@ def picture(width: int = 120, height: int = 80) -> Image.Image:
     rgb[height // 2 :, :, 2] = 240
     rgb[:, : width // 2] //= 2
     return Image.fromarray(rgb)
-
-
-def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def corners(content: bytes) -> list[tuple[int, ...]]:
@@ -51,24 +45,26 @@ ODD_EXIF = b"Exif\0\0II*\0\x08\0\0\0\x02\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\x1a
 TURNED = picture().transpose(Image.Transpose.ROTATE_90)
 
 GOOD = {
-    "png": encoded(picture()),
-    "jpeg": encoded(picture(), "JPEG", quality=95),
-    "large jpeg": encoded(picture(1200, 800), "JPEG", quality=95),
-    "webp": encoded(picture(), "WEBP", lossless=True),
-    "avif": encoded(picture(), "AVIF", quality=95),
-    "turned avif": encoded(TURNED, "AVIF", quality=95, exif=exif(6)),
-    "bmp": encoded(picture(), "BMP"),
-    "tiff": encoded(picture(), "TIFF"),
-    "gif": encoded(picture(), "GIF"),
-    "animated gif": encoded(picture(), "GIF", save_all=True, append_images=[Image.new("RGB", (120, 80), "green")]),
-    "palette": encoded(picture().convert("P", palette=Image.Palette.ADAPTIVE)),
-    "cmyk": encoded(picture().convert("CMYK"), "JPEG", quality=95),
-    "rgba": encoded(picture().convert("RGBA")),
-    "turned by exif": encoded(TURNED, "JPEG", quality=95, exif=exif(6)),
-    "turned tiff": encoded(TURNED, "TIFF", exif=exif(6)),
-    "turned by odd exif": encoded(TURNED, "JPEG", quality=95, exif=ODD_EXIF),
-    "png of damaged exif": encoded(picture(), exif=b"damaged"),
-    "webp of damaged exif": encoded(picture(), "WEBP", lossless=True, exif=b"damaged"),
+    "png": encode(picture()),
+    "jpeg": encode(picture(), "JPEG", quality=95),
+    "large jpeg": encode(picture(1200, 800), "JPEG", quality=95),
+    "webp": encode(picture(), "WEBP", lossless=True),
+    "avif": encode(picture(), "AVIF", quality=95),
+    "turned avif": encode(TURNED, "AVIF", quality=95, exif=exif(6)),
+    "heic": encode(picture(), "HEIF", quality=95),
+    "turned heic": encode(TURNED, "HEIF", quality=95, exif=exif(6).tobytes()),
+    "bmp": encode(picture(), "BMP"),
+    "tiff": encode(picture(), "TIFF"),
+    "gif": encode(picture(), "GIF"),
+    "animated gif": encode(picture(), "GIF", save_all=True, append_images=[Image.new("RGB", (120, 80), "green")]),
+    "palette": encode(picture().convert("P", palette=Image.Palette.ADAPTIVE)),
+    "cmyk": encode(picture().convert("CMYK"), "JPEG", quality=95),
+    "rgba": encode(picture().convert("RGBA")),
+    "turned by exif": encode(TURNED, "JPEG", quality=95, exif=exif(6)),
+    "turned tiff": encode(TURNED, "TIFF", exif=exif(6)),
+    "turned by odd exif": encode(TURNED, "JPEG", quality=95, exif=ODD_EXIF),
+    "png of damaged exif": encode(picture(), exif=b"damaged"),
+    "webp of damaged exif": encode(picture(), "WEBP", lossless=True, exif=b"damaged"),
 }
 
 
@@ -93,7 +89,7 @@ def test_grey_images_keep_their_greys(mode: str) -> None:
         "F": ramp.astype(np.float32),
         "1": ramp > 0.5,
     }
-    rgb = decode(encoded(Image.fromarray(arrays[mode]), "TIFF"), SIZE).rgb
+    rgb = decode(encode(Image.fromarray(arrays[mode]), "TIFF"), SIZE).rgb
     assert rgb[:, 0].mean() < 10
     assert rgb[:, -1].mean() > 245
     assert rgb[0].tolist() == rgb[1].tolist() == rgb[2].tolist()
@@ -102,7 +98,7 @@ def test_grey_images_keep_their_greys(mode: str) -> None:
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
 def test_what_is_transparent_is_white(mode: str) -> None:
     clear = Image.new("RGBA", (50, 50), (0, 0, 0, 0))
-    assert decode(encoded(clear.convert(mode)), SIZE).rgb.min() == 255
+    assert decode(encode(clear.convert(mode)), SIZE).rgb.min() == 255
 
 
 @pytest.mark.parametrize("size", [(SIZE, SIZE), (120, 80), (80, 120), (149, 300)])
@@ -110,7 +106,7 @@ def test_what_is_transparent_is_white(mode: str) -> None:
     "options", [{}, {"progressive": True}, {"subsampling": 0}, {"restart_marker_blocks": 2}], ids=str
 )
 def test_plain_jpegs_are_what_pillow_makes_of_them(size: tuple[int, int], options: dict[str, Any]) -> None:
-    content = encoded(picture(*size), "JPEG", **options)
+    content = encode(picture(*size), "JPEG", **options)
     assert plain_size(content) == size
     image, width, height = open_rgb(content, SIZE)
     found = decode(content, SIZE)
@@ -121,7 +117,7 @@ def test_plain_jpegs_are_what_pillow_makes_of_them(size: tuple[int, int], option
 def test_a_plain_head_does_not_hide_a_bomb() -> None:
     """What fills up before a marker is not the head of a segment, though it can be read as one."""
     frame = b"\x00\x11\x08\xff\x00\xff\x00\x03\x01\x22\x00\x02\x11\x01\x03\x11\x01"
-    plain = encoded(picture(), "JPEG")
+    plain = encode(picture(), "JPEG")
     hidden = b"\xff\xd8\xff\xff\xc0" + frame + bytes(0xC000 - len(frame) - 1) + plain[2:]
     assert plain_size(hidden) is None
     with pytest.raises(ImageError):
@@ -134,6 +130,7 @@ BAD = {
     "truncated jpeg": (GOOD["jpeg"][:600], "decode_error", "OSError"),
     "truncated png": (GOOD["png"][:-30], "decode_error", "OSError"),
     "truncated avif": (GOOD["avif"][:-30], "decode_error", "Truncated data"),
+    "truncated heic": (GOOD["heic"][:-30], "decode_error", "Unexpected end of file"),
     "magic number only": (b"\xff\xd8\xff\xe0", "decode_error", "not an image"),
     "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "decode_error", "not an image"),
     "svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "decode_error", "not an image"),
@@ -155,7 +152,7 @@ def test_size_is_checked_before_decoding() -> None:
     assert decode(GOOD["png"], SIZE, max_pixels=120 * 80).width == 120
 
 
-@pytest.mark.parametrize("kind", ["jpeg", "avif"])
+@pytest.mark.parametrize("kind", ["jpeg", "avif", "heic"])
 @pytest.mark.parametrize("start", range(0, 400, 7))
 def test_garbled_bytes_are_an_image_or_an_error(start: int, kind: str) -> None:
     content = bytearray(GOOD[kind])
