@@ -15,6 +15,9 @@ venv=$root/.venv
 stamp=$venv/.nic-ready            # what the environment was installed from; absent while it is being made
 unfinished=$venv/.nic-unfinished  # present while it is being made: found later, that set-up was cut short
 
+# In a POSIX locale, which cron and containers have, Java takes each letter beyond ASCII in a path for a question mark.
+case $OSTYPE:${LC_ALL:-${LC_CTYPE:-${LANG:-C}}} in linux*:C | linux*:POSIX) export LC_ALL=C.UTF-8 ;; esac
+
 say() { printf 'spark-submit.sh: %s\n' "$*" >&2; }
 
 fail() {
@@ -286,7 +289,7 @@ PY
 # version on the same kind of machine.
 pack() { # folder
     "$python" -P - "$root" "$archive" "$1" <<'PY'
-import os, shutil, sys, tarfile, tempfile, tomllib
+import atexit, os, shutil, sys, tarfile, tempfile, tomllib
 from importlib import metadata
 from pathlib import Path
 
@@ -320,6 +323,7 @@ while queue:
 try:
     folder.mkdir(parents=True, exist_ok=True)
     handle, partial = tempfile.mkstemp(prefix=".environment-", dir=folder)
+    atexit.register(Path(partial).unlink, missing_ok=True)
     seen = set()
     # Fast rather than small: most of it is machine code, which a slower setting shrinks little more.
     with os.fdopen(handle, "wb") as file, tarfile.open(fileobj=file, mode="w:gz", compresslevel=1) as packed:
@@ -334,6 +338,8 @@ try:
     shutil.copyfile(archive, folder / "nic.zip")
 except OSError as error:
     sys.exit(f"spark-submit.sh: cannot write {folder}: {error.strerror}")
+except KeyboardInterrupt:
+    sys.exit(130)
 version = f"{sys.version_info[0]}.{sys.version_info[1]}"
 size = (folder / "environment.tar.gz").stat().st_size / 1e6
 print(f"""{folder}/environment.tar.gz  {len(taken)} packages, {size:.0f} MB
@@ -365,7 +371,8 @@ note_option() { # remembers what the launcher itself has to know
 }
 
 property() { # a property in the settings files that Spark is going to read, the first of which that has it counts
-    local file found files=("${SPARK_CONF_DIR:-${SPARK_HOME:+$SPARK_HOME/conf}}/spark-defaults.conf")
+    local file found folder=${SPARK_CONF_DIR:-${SPARK_HOME:+$SPARK_HOME/conf}}
+    local files=("${folder:-$root/infra}/spark-defaults.conf")
     [[ -z $properties_file || -n $load_defaults ]] || files=()
     for file in ${properties_file:+"$properties_file"} ${files[@]+"${files[@]}"}; do
         [[ -f $file ]] || continue
@@ -392,6 +399,7 @@ while (($#)); do
     --pack)
         setting_up=1
         pack_folder=${2:-$root/build/pack}
+        [[ $pack_folder != -* ]] || fail '--pack takes a folder and nothing else'
         shift $(($# > 1 ? 2 : 1))
         [[ $pack_folder != *[[:space:]]* ]] || fail "--pack $pack_folder: Spark takes no archive with a space in its path; name another folder"
         (($# == 0)) || fail '--pack takes a folder and nothing else'
@@ -446,6 +454,9 @@ fi
 
 if [[ -n ${SPARK_HOME:-} ]]; then
     [[ -x $SPARK_HOME/bin/spark-submit ]] || fail "SPARK_HOME is $SPARK_HOME, which has no bin/spark-submit"
+    for jar in "$SPARK_HOME"/jars/spark-core_*.jar; do
+        [[ ! -e $jar || $jar == *-4.1.* ]] || fail "SPARK_HOME is $SPARK_HOME, which has ${jar##*/}: Spark 4.1 is needed"
+    done
 fi
 # A Spark of the user's may name its Java in its own settings.
 if [[ -z ${SPARK_HOME:-} || -n ${JAVA_HOME:-} ]] ||

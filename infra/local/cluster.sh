@@ -4,8 +4,8 @@
 set -euo pipefail
 unset CDPATH
 
-here=$(cd -P "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-root=$(cd -P "$here/../.." && pwd)
+self=$(realpath "${BASH_SOURCE[0]}")
+root=$(cd -P "${self%/*}/../.." && pwd)
 # The order in which they are ended; they are begun in the opposite one.
 processes=(schedule night worker-2 worker-1 master s3)
 start_seconds=180 stop_seconds=40
@@ -14,6 +14,7 @@ start_seconds=180 stop_seconds=40
 settings=(at port cores memory images model references metric)
 at=02:00 port=18300 cores=1 memory=2g images=s3://images
 model=$root/models/attention references='' metric=cider
+metrics='bleu_1 bleu_2 bleu_3 bleu_4 rouge_l cider'
 folder=$root/out/local
 
 usage() {
@@ -127,6 +128,8 @@ check_settings() {
     done
     ((port <= 65522)) || fail "--port $port: must be at most 65522"
     [[ $memory =~ ^[1-9][0-9]*[mg]$ ]] || fail "--memory $memory: must be as 2g or 2048m"
+    [[ $images =~ ^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/.*)?$ ]] || fail "--images $images: must be as s3://bucket or s3://bucket/prefix"
+    [[ " $metrics " == *" $metric "* ]] || fail "--metric $metric: allowed are ${metrics// /, }"
     [[ -f $model/config.json ]] || fail "--model $model: no model directory"
     [[ -z $references || -e $references ]] || fail "--references $references: no such table"
     for ((number = port; number < port + 14; number++)); do
@@ -140,7 +143,9 @@ set_environment() { # for all that is started: the local server's keys, and no s
         case $name in SPARK_* | PYSPARK_* | PYTHON* | AWS_*) unset "$name" ;; esac
     done
     export AWS_SHARED_CREDENTIALS_FILE=$folder/credentials AWS_CONFIG_FILE=/dev/null AWS_EC2_METADATA_DISABLED=true
+    export no_proxy=127.0.0.1 NO_PROXY=127.0.0.1 # all that is asked for is here
     export AWS_REGION=us-east-1 AWS_DEFAULT_REGION=us-east-1
+    export LC_ALL=C.UTF-8 # or Java would not find files whose names go beyond ASCII
     export SPARK_LOCAL_IP=127.0.0.1 SPARK_CONF_DIR=$root/infra
     python=$(command -v "${NIC_PYTHON:-}" || say "$root/.venv/bin/python") # which `up` made
     endpoint=http://127.0.0.1:$port
@@ -203,7 +208,7 @@ up() {
             --work-dir "$folder/spark/worker-$name" "$master"
     done
     await_ready
-    start schedule "${BASH_SOURCE[0]}" _schedule --folder "$folder"
+    start schedule "$self" _schedule --folder "$folder"
     trap - EXIT INT TERM
     say "S3      $endpoint, images at $images, keys in $folder/credentials"
     say "Spark   $master, its page $master_page"
@@ -252,9 +257,12 @@ PY
 
 put() { # files, and folders whose files go below the prefix by their path in the folder
     (($#)) || fail 'put what? Name files or folders'
+    pid_of s3 >/dev/null || fail "$folder is not up: cluster.sh up"
     ours - "$endpoint" "$images" "$@" <<'PY'
 import sys, urllib.parse
 from pathlib import Path
+from boto3.exceptions import Boto3Error
+from botocore.exceptions import BotoCoreError
 from jobs.common.storage import Access, client
 
 place = urllib.parse.urlsplit(sys.argv[2])
@@ -267,7 +275,10 @@ for given in map(Path, sys.argv[3:]):
     for file in sorted(given.rglob("*")) if given.is_dir() else [given]:
         if file.is_file():
             key = "/".join(filter(None, (place.path.strip("/"), file.relative_to(top).as_posix())))
-            s3.upload_file(str(file), place.netloc, key)
+            try:
+                s3.upload_file(str(file), place.netloc, key)
+            except (OSError, UnicodeError, BotoCoreError, Boto3Error) as error:
+                sys.exit(f"cluster.sh: {ascii(str(file))}: {error}; {count} files were copied before")
             count += 1
 print(f"{count} files are in {sys.argv[2]}")
 PY
@@ -278,8 +289,8 @@ status() {
     for name in s3 master worker-1 worker-2 schedule night; do
         if pid=$(pid_of "$name"); then say "$name: runs, process $pid"; else say "$name: does not run"; fi
     done
-    last=$(find "$folder/nights" -name status | sort | tail -n 1)
-    say "nights begin at $at; the last: ${last:+$(dirname "$last"), status $(cat "$last")}"
+    last=$(find "$folder/nights" -mindepth 1 -maxdepth 1 | sort | tail -n 1)
+    say "nights begin at $at; the last: ${last:-none}${last:+, status $(cat "$last/status" 2>/dev/null || say 'none: it runs, or was cut short')}"
 }
 
 down() {
@@ -289,15 +300,19 @@ down() {
 
 # --- Nights ----------------------------------------------------------------------------------------
 
+due() { # day: when `at` is on it. The hour that summer time leaves out is no time of that day
+    date -d "$1 $at" +%s || { date -ud "$at" >&2 && date -d "$1 03:00" +%s; }
+}
+
 schedule() { # runs a night whenever the time `at` goes by
     local before=$EPOCHSECONDS now day due
     while sleep 2; do
         read_settings
         now=$EPOCHSECONDS
         for day in yesterday today; do # a machine that slept wakes late
-            due=$(date -d "$day $at" +%s) || continue # somebody is at the settings
+            due=$(due "$day" 2>/dev/null) || continue # somebody is at the settings
             if ((before < due && due <= now)); then
-                "${BASH_SOURCE[0]}" night --folder "$folder" || say "$(date '+%F %T') the night ended with status $?"
+                "$self" night --folder "$folder" || say "$(date '+%F %T') the night ended with status $?"
                 break
             fi
         done
@@ -311,7 +326,7 @@ night() { # one at a time, as a process that `down` finds, whoever began it
     flock -n 8 || fail 'a night is running'
     pid_of master >/dev/null || fail "$folder is not up: cluster.sh up"
     trap 'stop night; exit 130' INT TERM
-    launch night "${BASH_SOURCE[0]}" _night --folder "$folder" # which holds the lock too
+    launch night "$self" _night --folder "$folder" # which holds the lock too
     wait "$!" || status=$?
     rm -f "$folder/run/night.pid"
     return "$status"

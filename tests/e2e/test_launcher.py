@@ -195,6 +195,7 @@ def test_usage(copy: Copy, args: tuple[str, ...]) -> None:
         (("--master", "local[1]"), "no job given"),
         (("--conf",), "--conf needs a value"),
         (("--py-files",), "--py-files needs a value"),
+        (("--pack", "--help"), "--pack takes a folder and nothing else"),
     ],
 )
 def test_a_wrong_command_line_gets_one_line(copy: Copy, args: tuple[str, ...], words: str) -> None:
@@ -262,6 +263,12 @@ def test_a_wrong_nic_python_or_spark_home_gets_one_line(copy: Copy) -> None:
     assert "Python 3.9.18: 3.11 or later is needed" in one_line(copy.run("--setup", NIC_PYTHON=str(old)))
     line = one_line(copy.run("--setup", NIC_PYTHON=sys.executable, SPARK_HOME="/none"))
     assert "SPARK_HOME is /none, which has no bin/spark-submit" in line
+    (copy.spark() / "jars").mkdir()
+    for name, status in (("spark-core_2.13-4.1.4.jar", 0), ("spark-core_2.12-3.5.6.jar", 2)):
+        (copy.bin / "spark" / "jars" / name).touch()
+        done = copy.run("--setup", NIC_PYTHON=sys.executable, SPARK_HOME=str(copy.bin / "spark"))
+        assert done.returncode == status
+    assert "which has spark-core_2.12-3.5.6.jar: Spark 4.1 is needed" in one_line(done)
 
 
 # --- The environment -------------------------------------------------------------------------------
@@ -475,6 +482,31 @@ def test_only_a_local_master_gets_a_local_address(
     (copy.spark() / "conf" / "spark-defaults.conf").write_text(settings + "\n")
     _, surroundings = copy.submit(*args, "job.py")
     assert surroundings["SPARK_LOCAL_IP"] == address
+
+
+def test_the_projects_settings_are_read_where_they_count(copy: Copy) -> None:
+    (copy.root / "job.py").touch()
+    with (copy.root / "infra" / "spark-defaults.conf").open("a") as settings:
+        settings.write("\nspark.master spark://x:7077\n")
+    copy.java()
+    copy.script("run", "echo address ${SPARK_LOCAL_IP:-none}")
+    for args, address in (((), "none"), (("--master", "local[2]"), "127.0.0.1")):
+        done = copy.run(*args, "job.py", NIC_PYTHON=sys.executable)
+        assert done.stdout == f"address {address}\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "locale"),
+    [({}, "C.UTF-8"), ({"LANG": "C"}, "C.UTF-8"), ({"LC_ALL": "POSIX"}, "C.UTF-8"), ({"LANG": "de_DE.UTF-8"}, "none")],
+    ids=str,
+)
+def test_java_is_not_left_in_a_posix_locale(copy: Copy, given: dict[str, str], locale: str) -> None:
+    (copy.root / "job.py").touch()
+    copy.java()
+    copy.script("run", "echo locale ${LC_ALL:-none}")
+    cleared = {"LC_ALL": "", "LC_CTYPE": "", "LANG": ""}
+    done = copy.run("job.py", **(cleared | {"NIC_PYTHON": sys.executable} | given))
+    assert done.stdout == f"locale {locale}\n", done.stderr
 
 
 @pytest.mark.parametrize(

@@ -25,8 +25,10 @@ SECONDS = 300
 def cluster(verb: str, folder: Path, *options: object, status: int = 0) -> str:
     """What the command printed; it must end with `status`."""
     done = subprocess.run(
-        [COMMAND, verb, "--folder", folder, *map(str, options)],
-        env=plain_environment(NIC_PYTHON=sys.executable),
+        ["bash", COMMAND.name, verb, "--folder", folder, *map(str, options)],
+        cwd=COMMAND.parent,
+        # A proxy, as companies have, is not asked for what is here.
+        env=plain_environment(NIC_PYTHON=sys.executable, http_proxy="http://127.0.0.1:9", no_proxy=""),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -136,6 +138,9 @@ def test_nights_on_one_machine(tmp_path: Path) -> None:
     assert not [number for number in range(PORTS) if listens(port + number)]
     assert not [file for number in range(PORTS) for file in Path("/tmp").glob(f"seaweedfs-*-{port + number}.sock")]
     assert "not up" in cluster("night", folder, status=2)
+    assert "not up" in cluster("put", folder, images, status=2)
+    (folder / "nights" / "9999-12-31").mkdir()
+    assert "9999-12-31, status none: it runs, or was cut short" in cluster("status", folder)
 
 
 @pytest.mark.parametrize(
@@ -144,6 +149,8 @@ def test_nights_on_one_machine(tmp_path: Path) -> None:
         (["--at", "noon o'clock"], "--at noon o'clock: must be a time of day"),
         (["--cores", "0"], "--cores 0: must be a whole number, at least 1"),
         (["--memory", "2"], "--memory 2: must be as 2g or 2048m"),
+        (["--images", "/data/photos"], "--images /data/photos: must be as s3://bucket or s3://bucket/prefix"),
+        (["--metric", "ciderr"], "--metric ciderr: allowed are bleu_1, bleu_2, bleu_3, bleu_4, rouge_l, cider"),
         (["--model", "nowhere"], "nowhere: no model directory"),
         (["--references", "nowhere"], "nowhere: no such table"),
         (["--port", "65530"], "--port 65530: must be at most 65522"),
