@@ -9,6 +9,7 @@ are written too.
 """
 
 import argparse
+import contextlib
 import json
 import logging
 import sys
@@ -35,10 +36,19 @@ from jobs.common.gpus import check_gpu_here, check_gpus
 from jobs.common.logs import Logging
 from jobs.common.outcome import Outcome
 from jobs.common.progress import Progress
-from jobs.common.session import build_session, complain, exit_status, say, systemic, threads
-from jobs.common.sources import ImageFiles, Source, find_source, reaching
+from jobs.common.session import (
+    OptionParser,
+    build_session,
+    complain,
+    end_at_signals,
+    exit_status,
+    say,
+    systemic,
+    threads,
+)
+from jobs.common.sources import START_PATIENCE_SECONDS, ImageFiles, Source, find_source, reaching
 from jobs.common.storage import Access
-from jobs.common.targets import FORMATS, Target, check_target, find_target
+from jobs.common.targets import FORMATS, Target, check_target, find_target, prepare_target
 from jobs.common.udfs import Watch, caption_udf, warm_worker
 from nic_model.config import Config, DecodeConfig, add_options, given_options, option
 
@@ -59,12 +69,14 @@ class JobConfig(Config):
         " overwrite: replace the whole table",
         choices=("resume", "overwrite"),
     )
-    wave_size: int = option(0, "images committed at once; 0: some minutes of work, 10000 for each core", least=0)
+    wave_size: int = option(
+        0, "images committed at once; 0: some minutes of work, 10000 for each core (infra/TUNING.md)", least=0
+    )
     max_attempts: int = option(3, "runs that try an image before its failure is final", least=1)
     staging: str = option(
         "",
-        "folder, seen by all executors, below which rows wait for their commit; empty: that of the table, or Spark's"
-        " warehouse for a table of a catalog",
+        "folder, seen by all executors, below which rows wait for their commit; empty: beside the table, or in Spark's"
+        " warehouse where Hadoop does not reach that",
     )
     max_failure_rate: float = option(
         0.5,
@@ -87,7 +99,7 @@ class Job:
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = OptionParser(
         prog="caption_images.py",
         usage="spark-submit.sh [SPARK OPTIONS] jobs/caption_images.py [OPTIONS]",
         description=(__doc__ or "").split("\n")[0],
@@ -107,7 +119,8 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--references", metavar="TABLE", help="references table: also write the score tables")
     parser.add_argument("--scores", metavar="TABLE",
                         help="where to write them (default: --captions with _scores after it)")  # fmt: skip
-    add_options(parser, JobConfig, CaptioningConfig, DecodeConfig)
+    add_options(parser, JobConfig, CaptioningConfig)
+    add_options(parser, DecodeConfig, default="the model's")
     return parser.parse_args(arguments)
 
 
@@ -126,15 +139,18 @@ def check(options: argparse.Namespace) -> Job:
     written = options.scores or tables.beside(options.captions, "scores")
     if options.references:
         tables.check_readable(options.references, "--references")
-        scores.check_writable(written)
+        scores.check_writable(written, options.captions, options.references)
     return Job(source, captioning, options.captions, config, options.references, written)
 
 
-def run(spark: SparkSession, job: Job, logging_of_executors: Logging) -> Outcome:
-    """Reads, captions and commits, wave by wave. Raises SystemicError where the run had to stop: what was committed
-    stays, and the next run goes on from there."""
+def run(spark: SparkSession, job: Job, logging_of_executors: Logging, outcome: Outcome) -> None:
+    """Reads, captions and commits, wave by wave, which `outcome` tells of. Raises SystemicError where the run had to
+    stop: what was committed stays, and the next run goes on from there."""
     run_id, means = job.captioning.run_id, job.captioning.config
     check_gpus(spark, means.device, means.profile(spark))
+    if job.references:  # better said before a night of captioning than after it
+        scores.check_reached(spark, job.references, job.scores)
+    prepare_target(spark, job.captions, job.config.format)
     place = Folder(spark, tables.staging(spark, job.captions, job.config.staging))
     target = find_target(spark, job.captions, job.config.format, Folder(spark, place.at(run_id)))
     progress = Progress(spark)
@@ -143,21 +159,26 @@ def run(spark: SparkSession, job: Job, logging_of_executors: Logging) -> Outcome
             if left != held.NAME:
                 place.delete(left)  # by a run that was killed
         watch = Watch(progress.counts, logging_of_executors)
-        outcome = _run_waves(spark, job, target, held.check, progress, watch)
+        _run_waves(spark, job, target, held.check, progress, watch, outcome)
         place.delete(run_id)
-    return outcome
 
 
 def _run_waves(
-    spark: SparkSession, job: Job, target: Target, check: Callable[[], None], progress: Progress, watch: Watch
-) -> Outcome:
-    config, captioning, outcome = job.config, job.captioning, Outcome()
+    spark: SparkSession,
+    job: Job,
+    target: Target,
+    check: Callable[[], None],
+    progress: Progress,
+    watch: Watch,
+    outcome: Outcome,
+) -> None:
+    config, captioning = job.config, job.captioning
     recipe = captioning.recipe(spark)
     if not config.limit:  # which ends the listing, and with it the Python worker, half way
         warm_worker(spark, recipe, watch)
     images = job.source.read(spark)
     existing = target.open()
-    size = config.wave_size or waves.IMAGES_PER_CORE * spark.sparkContext.defaultParallelism
+    size = config.wave_size
     if config.mode == "overwrite":
         existing, size = None, sys.maxsize  # what is replaced at once is one wave
     else:
@@ -169,7 +190,7 @@ def _run_waves(
     total, seconds = sum(wave.size for wave in plan.waves), time.monotonic() - clock
     logger.info("%d images to caption, found in %.1f s; waves: %d", total, seconds, len(plan.waves))
     if not isinstance(job.source, ImageFiles):
-        storage.probe(plan.some_objects(), captioning.access)
+        storage.probe(plan.some_objects(), replace(captioning.access, patience=START_PATIENCE_SECONDS))
     progress.planned(total, len(plan.waves))
     caption = caption_udf(recipe, captioning.access, watch)
     for number, wave in enumerate(plan.waves):
@@ -177,7 +198,7 @@ def _run_waves(
         # In Parquet each commit that is replaced is a wave of its own; they are captioned together.
         name = f"{captioning.run_id}-{number:05}{'-together' if len(wave.replaces) > 1 else ''}"
         rows = target.stage(transform(plan.read(wave), captioning, caption), name)
-        counts = outcome.add(rows, progress.ended(), wave.size)
+        counts = outcome.count(rows, progress.ended(), wave.size)
         check()
         with threads(spark) as beside:
             looked = beside.submit(outcome.look, rows, counts, plan.known() if wave.replaces else None)
@@ -185,18 +206,25 @@ def _run_waves(
                 target.overwrite(rows)
             else:
                 target.commit(rows, name, wave.replaces)
+        outcome.counts.update(counts)
         looked.result()
         progress.committed(counts)
-    return outcome
+    if existing is None and not plan.waves:  # a table of no rows is one, too
+        target.overwrite(tables.from_rows(spark, [], tables.CAPTIONS))
+        outcome.empty = True
 
 
-def record(spark: SparkSession, job: Job, outcome: Outcome, started: datetime, seconds: float) -> None:
-    """Leaves a row in the runs table."""
+def record(
+    spark: SparkSession, job: Job, outcome: Outcome, started: datetime, seconds: float, stopped: str | None = None
+) -> None:
+    """Leaves a row in the runs table; `stopped` is why the run did not come to its end."""
     captioning, total = job.captioning, outcome.counts.total()
     decode = captioning.decode.to_dict()
     options = {"decode": decode, **captioning.config.to_dict(), **job.config.to_dict()}
     if len(captioning.files) > 1:
         options["models"] = [files.model_id for files in captioning.files]
+    if stopped:
+        options["stopped"] = stopped
     values = {
         "run_id": captioning.run_id,
         "job": "caption_images",
@@ -227,19 +255,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
             how = replace(how, level=logging.WARNING)  # of the executor, whose terminal is ours
     logger.info("run %s: captioning %s with model %s on %s", captioning.run_id, job.source.location,
                 captioning.model_id, master)  # fmt: skip
-    started, clock = datetime.now(UTC), time.monotonic()
+    started, clock, outcome = datetime.now(UTC), time.monotonic(), Outcome()
+    end_at_signals(spark)
     try:
-        outcome = run(spark, job, how)
+        run(spark, job, how, outcome)
     except Exception as error:
         if (why := systemic(error)) is None:
             raise
         complain(f"{why}; the run has stopped, and goes on from there when it is run again")
+        with contextlib.suppress(Exception):  # what has stopped it may be the place of this table
+            record(spark, job, outcome, started, time.monotonic() - clock, why)
         return 1
     seconds = time.monotonic() - clock
     outcome.show(seconds)
     say(f"captions are in {job.captions} (model {captioning.model_id}, decoding {captioning.decode.decode_id})")
     record(spark, job, outcome, started, seconds)
-    if job.references:
+    if job.references and not outcome.empty:
         for score in scores.evaluate(spark, job.captions, job.references, job.scores, captioning.run_id):
             say(scores.describe(score))
     if outcome.failure_rate > job.config.max_failure_rate:

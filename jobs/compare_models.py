@@ -20,7 +20,7 @@ from pyspark.sql import functions as F
 
 from jobs.common import bootstrap, tables
 from jobs.common.scores import METRICS, Evaluation, part, sum_segments, title
-from jobs.common.session import add_endpoint, build_session, complain, exit_status, say
+from jobs.common.session import OptionParser, add_endpoint, build_session, complain, exit_status, say
 
 SIGNIFICANT = 0.05
 NAMES = Evaluation(METRICS).names()
@@ -29,7 +29,7 @@ Model = tuple[str | None, str | None]  # model_id and decode_id
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="compare_models.py", description=(__doc__ or "").split("\n")[0])
+    parser = OptionParser(prog="compare_models.py", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--scores", required=True, metavar="TABLE", help="where evaluate_captions.py wrote its tables")
     parser.add_argument("--baseline", required=True, metavar="MODEL", help="model_id, or model_id:decode_id")
     parser.add_argument("--candidate", required=True, metavar="MODEL", help="the same, of what may replace it")

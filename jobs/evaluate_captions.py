@@ -20,11 +20,11 @@ from datetime import UTC, datetime
 from jobs.common import scores, tables
 from jobs.common.frequencies import OPTION
 from jobs.common.segments import CAPTION_LENGTH
-from jobs.common.session import add_endpoint, build_session, exit_status, say
+from jobs.common.session import OptionParser, add_endpoint, build_session, exit_status, say
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="evaluate_captions.py", description=(__doc__ or "").split("\n")[0])
+    parser = OptionParser(prog="evaluate_captions.py", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--captions", required=True, metavar="TABLE", help="captions table: a path or a catalog name")
     parser.add_argument(
         "--references", required=True, metavar="TABLE", help="image_id and captions, an array of strings"
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tables.check_readable(options.document_frequencies, OPTION)
     tables.check_readable(options.captions, "--captions")
     tables.check_readable(options.references, "--references")
-    scores.check_writable(options.scores)
+    scores.check_writable(options.scores, options.captions, options.references)
     spark = build_session("evaluate_captions", options.s3_endpoint)
     run_id, started, clock = uuid.uuid4().hex, datetime.now(UTC), time.monotonic()
     found = scores.evaluate(spark, options.captions, options.references, options.scores, run_id, evaluation)

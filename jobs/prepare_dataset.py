@@ -29,7 +29,7 @@ from pyspark.sql import types as T
 from pyspark.sql.pandas.types import to_arrow_schema
 
 from jobs.common import tables
-from jobs.common.session import add_endpoint, build_session, exit_status, say
+from jobs.common.session import OptionParser, add_endpoint, build_session, exit_status, say
 from nic_model.datasets import LISTING_SUFFIXES, Example, read_dataset
 
 logger = logging.getLogger("jobs.prepare_dataset")
@@ -45,7 +45,7 @@ LISTED = T.StructType([tables.IMAGES["image_id"], tables.IMAGES["uri"], tables.R
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="prepare_dataset.py", description=(__doc__ or "").split("\n")[0])
+    parser = OptionParser(prog="prepare_dataset.py", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--input", nargs="+", required=True, metavar="DATA",
                         help="token or CSV file, Karpathy or COCO JSON, Parquet, or a catalog table")  # fmt: skip
     parser.add_argument("--images", type=Path, metavar="DIR", help="folder of the image files that the input names")
@@ -71,6 +71,8 @@ def check(options: argparse.Namespace) -> list[Example] | None:
         raise ValueError("--split and --images go with an input that names image files; a table holds its images")
     for location in options.input:
         tables.check_readable(location, "--input")
+        for name in ("images", "references"):
+            tables.check_apart(f"{options.out}/{name}", "--out", location, "--input")
     return None
 
 

@@ -9,6 +9,7 @@ last, unless --model-id or --decode-id name another.
 """
 
 import argparse
+import logging
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,11 +23,13 @@ from pyspark.sql import types as T
 from jobs.common import report, scores, tables
 from jobs.common.files import Folder
 from jobs.common.rows import CAPTIONED
-from jobs.common.session import add_endpoint, build_session, exit_status, say
-from jobs.common.sources import Source, find_source, reaching, task_count
+from jobs.common.session import OptionParser, add_endpoint, build_session, exit_status, say
+from jobs.common.sources import ImageObjects, Source, find_source, reaching, task_count
 from jobs.common.storage import Access, SystemicError, is_s3
 from jobs.common.udfs import import_workers
 from nic_model.model_files import ModelFiles
+
+logger = logging.getLogger("jobs.report_captions")
 
 PROJECT = Path(__file__).resolve().parents[1]
 SIZES = range(32, 1025)  # of a thumbnail's longer side, in pixels
@@ -43,7 +46,7 @@ class Job:
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="report_captions.py", description=(__doc__ or "").split("\n")[0])
+    parser = OptionParser(prog="report_captions.py", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--captions", default="out/captions", metavar="TABLE", help="captions table: a path or a name")
     parser.add_argument("--images", default=str(PROJECT / "samples" / "images"), metavar="IMAGES",
                         help="what was captioned, as caption_images.py was told")  # fmt: skip
@@ -120,7 +123,9 @@ def gather(spark: SparkSession, job: Job) -> report.Report:
         needed = T.StructType([tables.SEGMENTS[name] for name in ("image_id", *keys)])
         segments = tables.read_table(spark, scores.part(options.scores, "segments"), needed, role="--scores")
         segments = segments.where(tables.having(keys))
-        made.metrics = tables.metrics_of(segments)
+        made.metrics = report.scored(segments)
+        if not made.metrics:
+            logger.warning("--scores %s: no scores of model %s, decoding %s", options.scores, *keys.values())
         made.histograms = [report.histogram(segments, name) for name in report.MAIN if name in made.metrics]
         rows = rows.join(segments.select("image_id", *made.metrics), "image_id", how="left")
     if options.references:
@@ -144,12 +149,15 @@ def last_runs(spark: SparkSession, captions: str, keys: dict[str, str]) -> list[
 
 def make_thumbnails(spark: SparkSession, job: Job, picked: Sequence[Row]) -> dict[str, Row]:
     """A row of tables.THUMBNAILS by image_id, made on executors. Raises SystemicError where images cannot be had."""
-    columns = T.StructType([tables.CAPTIONS["image_id"], tables.CAPTIONS["caption"]])
+    columns = T.StructType([tables.CAPTIONS[name] for name in ("image_id", "uri", "caption")])
     named = [{name: row[name] for name in columns.names} for row in picked if row["image_id"] is not None]
     wanted = tables.from_rows(spark, named, columns)
-    read = job.source.read(spark)
-    images = read.rows.join(F.broadcast(wanted), "image_id", how="inner")
-    if not read.has_content:
+    if isinstance(job.source, ImageObjects):  # where each is, its row says: a large bucket takes long to list
+        images, has_content = wanted, False
+    else:
+        read = job.source.read(spark)
+        images, has_content = read.rows.join(F.broadcast(wanted.drop("uri")), "image_id", how="inner"), read.has_content
+    if not has_content:
         images = images.withColumn("content", F.lit(None).cast("binary"))
         images = images.repartition(task_count(spark, len(picked)))
     images = images.select(CAPTIONED.names)

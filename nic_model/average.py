@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         model = average([each.build() for each in files], shares)
         notes = {"average": [each.model_id for each in files], "shares": shares}
         save_model(options.out, model, files[0].settings()[1], notes)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
     return 0

@@ -1,16 +1,21 @@
 """Training data as tensors: views of images, and their captions as padded tokens."""
 
+import logging
 import re
 from collections.abc import Iterator, Sequence
+from multiprocessing.pool import ThreadPool
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
 
 from nic_model import images
 from nic_model.datasets import Example
 from nic_model.show_tell import Captions
 from nic_model.vocabulary import PAD, Vocabulary
+
+logger = logging.getLogger(__name__)
 
 # A mirrored photograph makes a caption with one of these false.
 SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)
@@ -21,7 +26,7 @@ class ImageViews(Dataset[torch.Tensor]):
     at least `least_area` of the photograph in view.
 
     A view depends on nothing but (seed, view, index): the number of workers and interruptions change nothing.
-    Raises ValueError, naming the example, for an image that cannot be decoded.
+    Raises ValueError, naming the example, for an image that cannot be read or decoded.
     """
 
     def __init__(
@@ -36,13 +41,35 @@ class ImageViews(Dataset[torch.Tensor]):
         example = self.examples[index]
         try:
             image, _, _ = images.open_rgb(example.read(), self.size)
-        except images.ImageError as error:
+        except (OSError, images.ImageError) as error:
             raise ValueError(f"training image {example.image_id}: {error}") from None
         if self.view == 0:
             return torch.from_numpy(images.resize(image, self.size))
         rng = np.random.default_rng((self.seed, self.view, index))
         flip = not names_a_side(example.captions)
         return torch.from_numpy(images.augment(image, self.size, rng, flip, self.least_area))
+
+
+def decodable(source: str, examples: Sequence[Example], size: int) -> list[Example]:
+    """Those of `examples` whose images can be decoded to `size`, and a warning that counts the others of `source`: in
+    the middle of a training one of them would end it."""
+
+    def fault(example: Example) -> str | None:
+        try:
+            images.open_rgb(example.read(), size)
+        except (OSError, images.ImageError) as error:
+            return str(error)
+        return None
+
+    with ThreadPool(torch.get_num_threads()) as pool:
+        checks = pool.imap(fault, examples, chunksize=16)
+        progress = tqdm(checks, "checking images", len(examples), leave=False, unit="image", mininterval=1)
+        faults = list(progress)
+    bad = [f"{e.image_id} ({why})" for e, why in zip(examples, faults, strict=True) if why is not None]
+    if bad:
+        first = ", ".join(bad[:5]) + (", ..." if len(bad) > 5 else "")
+        logger.warning("%s: left out %d of %d that cannot be decoded: %s", source, len(bad), len(examples), first)
+    return [example for example, why in zip(examples, faults, strict=True) if why is None]
 
 
 def names_a_side(captions: Sequence[str]) -> bool:
@@ -83,4 +110,7 @@ def load_views(
 ) -> Iterator[torch.Tensor]:
     """The items of each of `batches`, stacked; made ahead by `workers` processes, or here where that is 0."""
     pin = torch.cuda.is_available()
-    yield from DataLoader(views, batch_sampler=batches, num_workers=workers, pin_memory=pin)  # type: ignore[arg-type]
+    try:
+        yield from DataLoader(views, batch_sampler=batches, num_workers=workers, pin_memory=pin)  # type: ignore[arg-type]
+    except ValueError as error:  # of a worker with its whole traceback
+        raise ValueError(str(error).rstrip().rpartition("\n")[2].removeprefix("ValueError: ")) from None

@@ -55,7 +55,8 @@ def build_model(config: bytes, vocabulary: bytes, weights: Mapping[str, torch.Te
         # Batch norm counts its batches, which nothing reads.
         absent = model.load_state_dict(weights, strict=False, assign=True).missing_keys
     except (RuntimeError, ValueError) as error:
-        raise ValueError(f"the model's files do not fit together: {error}") from None
+        reason = str(error).split("\n\t")[:2][-1]  # torch lists all misfits, a line each, below a heading
+        raise ValueError(f"the model's files do not fit together: {reason}") from None
     absent = [name for name in absent if not name.endswith("num_batches_tracked")]
     if absent:
         raise ValueError(f"{WEIGHTS} lacks {len(absent)} tensors, the first is {absent[0]}")
@@ -63,13 +64,22 @@ def build_model(config: bytes, vocabulary: bytes, weights: Mapping[str, torch.Te
 
 
 def check_out(directory: Path) -> None:
-    """Raises ValueError where something other than a model is there."""
+    """Raises ValueError where something other than a model is there, or a model cannot be written."""
     if directory.exists() and not directory.is_dir():
         raise ValueError(f"--out {directory}: is a file; a model is a directory")
     others = sorted({path.name for path in directory.glob("[!.]*")} - set(FILES))
     if others:
         some = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
         raise ValueError(f"--out {directory}: holds {some}, which is no model's; choose another --out")
+    target = directory.resolve()  # of a link
+    if target.is_mount():
+        raise ValueError(f"--out {directory}: is a mount point, which cannot be replaced; choose a folder in it")
+    there = [path for path in (target, *target.parents) if path.exists()]
+    for place in there[: 1 + target.exists()]:  # a model is written beside an old one, which is then removed
+        try:
+            tempfile.TemporaryFile(dir=place).close()
+        except OSError as error:
+            raise ValueError(f"--out {directory}: {place} cannot be written: {error.strerror}") from None
 
 
 def save_model(
@@ -79,8 +89,8 @@ def save_model(
     training: Mapping[str, Any],
     dtype: torch.dtype = torch.float16,
 ) -> None:
-    """Writes a model directory, whole or not at all; what else is in it stays. `training` is kept in config.json for
-    people to read.
+    """Writes a model directory, or where a link points, whole or not at all; what else is in it stays. `training` is
+    kept in config.json for people to read. Raises OSError.
 
     Half precision halves what travels to executors; the captions are those of the rounded weights everywhere.
     """
@@ -95,11 +105,16 @@ def save_model(
         model.vocabulary.to_json().encode() + b"\n",
         save(weights),
     )
+    directory = directory.resolve()
     directory.parent.mkdir(parents=True, exist_ok=True)
     staged = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
-    staged.chmod(0o755)  # mkdtemp's is for one user, a model is for all
-    for name, content in zip(FILES, contents, strict=True):
-        (staged / name).write_bytes(content)
+    try:
+        staged.chmod(0o755)  # mkdtemp's is for one user, a model is for all
+        for name, content in zip(FILES, contents, strict=True):
+            (staged / name).write_bytes(content)
+    except BaseException:  # a full disk, Ctrl-C
+        shutil.rmtree(staged)
+        raise
     if directory.exists():
         old = Path(tempfile.mkdtemp(prefix=f".{directory.name}-old-", dir=directory.parent))
         directory.replace(old)

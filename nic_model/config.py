@@ -224,13 +224,15 @@ def short_hash(*parts: bytes) -> str:
     return digest.hexdigest()[:16]
 
 
-def add_options(parser: argparse.ArgumentParser, *configs: type[Config]) -> None:
-    """Adds an option for every documented field. Absent ones parse as None: see `given_options`."""
+def add_options(parser: argparse.ArgumentParser, *configs: type[Config], default: str = "") -> None:
+    """Adds an option for every documented field. Absent ones parse as None: see `given_options`. `default` says what
+    then counts, where that is not the field's own."""
     for config in configs:
         group = parser.add_argument_group(config.__name__.removesuffix("Config").lower())
         for f in dataclasses.fields(config):
             if "help" in f.metadata:
-                text = f"{f.metadata['help']} (default {f.default})" if f.default != "" else f.metadata["help"]
+                counts = default or str(f.default)
+                text = f"{f.metadata['help']} (default {counts})" if counts else f.metadata["help"]
                 values = "|".join(f.metadata["choices"] or ()) or {int: "N", float: "X"}.get(type(f.default), "TEXT")
                 # Choices are checked by the config itself, so that a file and an option get one message.
                 group.add_argument(option_name(f.name), type=type(f.default), default=None, metavar=values, help=text)

@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+import math
 from pathlib import Path
 
 import timm
@@ -36,8 +37,8 @@ class Encoder(nn.Module):
     """
 
     def __init__(self, config: ModelConfig) -> None:
-        """Random weights. Raises ValueError for a name that neither torchvision's ResNets nor timm know, and for a size
-        of image that the network does not take."""
+        """Random weights. Raises ValueError for a name that neither torchvision's ResNets nor timm know, for a size of
+        image that the network does not take, and where the decoder attends for a network that makes no square grid."""
         super().__init__()
         self.config = config
         self.grid = config.decoder == "show_attend_tell"
@@ -47,22 +48,17 @@ class Encoder(nn.Module):
             self.backbone.fc = nn.Identity()
         elif timm.is_model(config.encoder):
             self.backbone = timm.create_model(config.encoder, pretrained=False, num_classes=0).eval()
-            with torch.inference_mode():  # what timm calls num_features is not always what comes out
-                probe = torch.zeros(1, 3, config.image_size, config.image_size)
-                try:
-                    self.output_size = self._whole(probe).shape[-1]
-                except (AssertionError, RuntimeError, ValueError) as error:
-                    reason = str(error).partition("\n")[0]
-                    raise ValueError(
-                        f"--image-size {config.image_size}: {config.encoder} takes another: {reason}"
-                    ) from None
+            self.output_size = self._probe()
         else:
             near = timm.list_models(f"*{config.encoder}*")[:5]
             hint = f"; did you mean {', '.join(near)}" if near else ""
             raise ValueError(
                 f"--encoder {config.encoder}: allowed are {', '.join(RESNETS)} and the names of timm models{hint}"
             )
-        self.to(memory_format=torch.channels_last)
+        try:
+            self.to(memory_format=torch.channels_last)
+        except RuntimeError as error:  # of weights with five dimensions
+            raise ValueError(f"--encoder {config.encoder}: cannot be used: {error}") from None
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """uint8 pixels (B, 3, H, W) in 0..255 to float features (B, D), or (B, P, D) with cells row by row."""
@@ -99,6 +95,23 @@ class Encoder(nn.Module):
                 module.eval()
         return self
 
+    def _probe(self) -> int:
+        """D as it comes out, which what timm calls num_features is not always. Raises ValueError as the constructor."""
+        name, size = self.config.encoder, self.config.image_size
+        try:
+            with torch.inference_mode():
+                shape = self._whole(torch.zeros(1, 3, size, size)).shape
+        except (AssertionError, RuntimeError, ValueError) as error:
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            raise ValueError(f"--image-size {size}: {name} takes another: {reason}") from None
+        except (AttributeError, TypeError):  # of what is no tensor but a list of them
+            shape = torch.Size()
+        if self.grid and (len(shape) != 3 or math.isqrt(shape[1]) ** 2 != shape[1]):
+            raise ValueError(f"--encoder {name}: gives no grid; choose another, or --decoder show_tell")
+        if not shape:
+            raise ValueError(f"--encoder {name}: gives no features; choose another")
+        return shape[-1]
+
     def _whole(self, images: torch.Tensor) -> torch.Tensor:
         net = self.backbone
         if not self.grid:
@@ -123,7 +136,8 @@ class Encoder(nn.Module):
         net = self.backbone
         if isinstance(net, torchvision.models.ResNet):
             stem = [net.conv1, net.bn1, net.relu, net.maxpool]
-            body, head, pool = [net.layer1, net.layer2, net.layer3, net.layer4], [], [net.avgpool, nn.Flatten()]
+            # Pooling learns nothing: alone it would be no stage to train.
+            body, head, pool = [net.layer1, net.layer2, net.layer3], [net.layer4], [net.avgpool, nn.Flatten()]
         elif isinstance(net, EfficientNet):
             stem, body = [net.conv_stem, net.bn1], list(net.blocks)
             head, pool = [net.conv_head, net.bn2], [net.global_pool]
@@ -181,8 +195,10 @@ def _read_weights(file: Path) -> dict[str, torch.Tensor]:
         if file.suffix == ".safetensors":
             return load_file(file)
         weights = torch.load(file, map_location="cpu", weights_only=True)  # runs nothing that the file may hold
-    except Exception as error:
-        raise ValueError(f"--encoder-weights {file}: {error}") from None
+    except OSError as error:
+        raise ValueError(f"--encoder-weights {file}: {error.strerror or error}") from None
+    except Exception as error:  # as many kinds as there are damages, some with pages of advice
+        raise ValueError(f"--encoder-weights {file}: not a file of weights ({type(error).__name__})") from None
     if isinstance(weights, dict):
         weights = weights.get("state_dict", weights)  # where training scripts put it, beside the epoch
     if not isinstance(weights, dict):

@@ -133,11 +133,12 @@ class OpenVino:
         return logits, tuple(parts)
 
 
-def hasten(module: nn.Module, pixels: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-    """`module`, an encoder or the first part of one, in evaluation mode, computing in bf16 on this CPU, where OpenVINO
-    is installed and gives about what PyTorch gives; else as it is. `pixels`, some images of its size, are to try it."""
+def hasten(module: nn.Module, pixels: torch.Tensor, precision: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
+    """`module`, an encoder or the first part of one, in evaluation mode, computing in `precision` on this CPU, where
+    OpenVINO is installed and gives what PyTorch gives; else as it is. `pixels`, some images of its size, are to try
+    it."""
     try:
-        request = _compile(module, (pixels[:2],), (pixels[:3],), torch.bfloat16)
+        request = _compile(module, (pixels[:2],), (pixels[:3],), precision)
     except Exception as error:  # as in make_execution
         logger.info("encoding by plain PyTorch, without OpenVINO: %s", error)
         return module

@@ -23,8 +23,8 @@ class FeatureCache:
     """Views of all training images by name, float16 (N, ...) each, on disk and mapped into memory: a training that
     was interrupted finds them again, and they need not fit into memory."""
 
-    def __init__(self, folder: Path, device: torch.device, workers: int) -> None:
-        self.folder, self.device, self.workers = folder, device, workers
+    def __init__(self, folder: Path, device: torch.device, workers: int, bf16: bool) -> None:
+        self.folder, self.device, self.workers, self.bf16 = folder, device, workers, bf16
         self._open: dict[str, torch.Tensor] = {}
 
     def views(self, name: str, n: int, source: Callable[[int], tuple[Inputs, Encode]]) -> list[torch.Tensor]:
@@ -59,9 +59,8 @@ class FeatureCache:
         with tqdm(total=n, desc="encoding", unit="image", leave=False, mininterval=1) as progress:
             for number, batch in enumerate(load_views(inputs, batches, self.workers)):
                 if not number and isinstance(encode, nn.Module) and self.device.type == "cpu":
-                    encode = hasten(encode, batch)
-                # bf16 is as exact as what is kept, and faster.
-                with torch.autocast(self.device.type, dtype=torch.bfloat16):
+                    encode = hasten(encode, batch, torch.bfloat16 if self.bf16 else torch.float32)
+                with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
                     part = encode(batch.to(self.device)).half().cpu()
                 yield part
                 progress.update(len(part))

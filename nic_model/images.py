@@ -14,13 +14,16 @@ from numpy.typing import NDArray
 from PIL import AvifImagePlugin, ExifTags, Image, UnidentifiedImageError
 from torch.nn import functional
 
-# Decoded, a photograph takes 4 bytes a pixel and the conversion to RGB a second copy: 100 megapixels, the largest
-# that cameras make, stay below 1 GiB.
+# So many are the largest that cameras make. Beside its bytes such an image takes, as measured: a JPEG up to 310 MiB, a
+# PNG or TIFF 110 to 430, twice that where EXIF turns it, HEIC 710, AVIF 900; and WebP 1,610, since Pillow decodes it as
+# an animation, whose last frame is kept too.
 MAX_PIXELS = 105_000_000
 
 # An image up to this size is resized by PyTorch, which does what Pillow does, but for the last bit of some values,
 # sooner and with two more copies of it.
 WHOLE_PIXELS = 4_000_000
+
+STRIP_PIXELS = 1_000_000  # of a larger one whose colours are worked on at a time
 
 # Markers of a JPEG (table B.1 of ITU T.81); frames are baseline, extended or progressive.
 SOF0, SOF1, SOF2, RST0, EOI, APP1, APP14, COM = 0xC0, 0xC1, 0xC2, 0xD0, 0xD9, 0xE1, 0xEE, 0xFE
@@ -116,7 +119,8 @@ def _turned(segment: bytes) -> bool:
 def open_rgb(content: bytes, size: int, max_pixels: int = MAX_PIXELS) -> tuple[Image.Image, int, int]:
     """The upright RGB image, with the original's width and height.
 
-    A JPEG much larger than `size` is shrunk while decoding, to no less than 4/3 of that. Of an animation the first
+    What is much larger than `size` may come shrunk, to no less than 4/3 of that: JPEGs, and what needs work on its
+    colours. Of an animation the first
     frame is taken; what is transparent becomes white; 16-bit samples are scaled to 8. Raises ImageError.
     """
     if not content:
@@ -133,7 +137,7 @@ def open_rgb(content: bytes, size: int, max_pixels: int = MAX_PIXELS) -> tuple[I
             image = image.transpose(turn)
             if turn in QUARTER_TURNS:
                 width, height = height, width
-        return _to_rgb(image), width, height
+        return _small_rgb(image, _drafted(size)), width, height
     except ImageError:
         raise
     except UnidentifiedImageError:
@@ -218,13 +222,45 @@ def _scale_and_shift(
     return 255 * deviation, torch.tensor(mean, device=device).view(1, 3, 1, 1) / deviation
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+def _small_rgb(image: Image.Image, least: int) -> Image.Image:
+    """In RGB. Work on colours takes several copies: a large image has it done strip by strip, and each strip shrunk at
+    once, by a whole number that leaves the sides no less than `least`."""
+    width, height = image.size
+    if (image.mode == "RGB" and not image.has_transparency_data) or width * height <= WHOLE_PIXELS:
+        return _to_rgb(image)
+    factor = max(1, min(width, height) // least)
+    rows = factor * -(-STRIP_PIXELS // (factor * width))
+    strips = [(0, top, width, min(top + rows, height)) for top in range(0, height, rows)]
+    white = None
+    if _deep(image):
+        white = _white(image, max(float(_samples(image.crop(strip)).max()) for strip in strips))
+    small = Image.new("RGB", (-(-width // factor), -(-height // factor)))
+    for strip in strips:
+        small.paste(_to_rgb(image.crop(strip), white).reduce(factor), (0, strip[1] // factor))
+    return small
+
+
+def _deep(image: Image.Image) -> bool:
+    """Whether it is grey, of more than 8 bits a sample."""
+    return image.mode in ("I", "F") or image.mode.startswith("I;16")
+
+
+def _samples(image: Image.Image) -> NDArray[np.float32]:
+    return np.nan_to_num(np.asarray(image).astype(np.float32), posinf=0, neginf=0)
+
+
+def _white(image: Image.Image, greatest: float) -> float:
+    """The sample that is white, `greatest` being the greatest there is."""
+    return 65535.0 if image.mode != "F" and greatest <= 65535 else max(1.0, greatest)
+
+
+def _to_rgb(image: Image.Image, white: float | None = None) -> Image.Image:
+    """`white` is that of `_white`, of a larger image that this is a part of."""
+    if _deep(image):
         # Pillow's own conversion clips these to 255 and leaves a white page.
-        samples = np.nan_to_num(np.asarray(image).astype(np.float32), posinf=0, neginf=0)
-        sixteen_bit = image.mode != "F" and samples.max() <= 65535
-        top = 65535.0 if sixteen_bit else max(1.0, float(samples.max()))
-        return Image.fromarray((np.clip(samples, 0, top) * (255 / top)).astype(np.uint8)).convert("RGB")
+        samples = _samples(image)
+        white = white or _white(image, float(samples.max()))
+        return Image.fromarray((np.clip(samples, 0, white) * (255 / white)).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         page = Image.new("RGB", image.size, "white")

@@ -50,6 +50,7 @@ def make_optimizer(
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """AdamW over what the phase trains in its `steps`, and that alone then has gradients; the rate rises over a tenth
     of them and falls to 0 by a cosine."""
+    model.zero_grad(set_to_none=True)  # or those of the phase before would count in the gradients' norm
     model.encoder.requires_grad_(False)
     groups: list[dict[str, Any]] = [{"params": list(model.decoder.parameters()), "lr": phase.decoder_rate}]
     if phase.encoder_rate is not None:

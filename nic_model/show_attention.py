@@ -48,7 +48,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("image", type=Path, help="the photograph")
     parser.add_argument("--model", type=Path, required=True, help="model directory, of a show_attend_tell model")
     parser.add_argument("--out", type=Path, required=True, help="the picture to write, .png or .jpg")
-    add_options(parser, DecodeConfig)
+    add_options(parser, DecodeConfig, default="the model's")
     return parser.parse_args(arguments)
 
 

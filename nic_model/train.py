@@ -18,8 +18,10 @@ from typing import Any
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from nic_model.batches import decodable
 from nic_model.config import Config, DecodeConfig, ModelConfig, TrainConfig, add_options, given_options, read_json
 from nic_model.datasets import read_dataset
+from nic_model.model_files import ModelFiles
 from nic_model.scores import METRICS
 from nic_model.training import Training
 
@@ -38,15 +40,15 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="the model directory to write")
     parser.add_argument("--config", type=Path, help="JSON with settings under model, train and decode, as in"
                         " nic_model/recipes; options win")  # fmt: skip
-    parser.add_argument("--init", type=Path, help="start from this model directory: its words, its encoder and, where"
-                        " it is of the same kind, its decoder")  # fmt: skip
+    parser.add_argument("--init", type=Path, help="start from this model directory: its words, its settings under"
+                        " model, its encoder and, where it is of the same kind, its decoder")  # fmt: skip
     parser.add_argument("--encoder-weights", type=Path, help="pretrained weights of the encoder, .safetensors or .pth")
     add_options(parser, ModelConfig, TrainConfig, DecodeConfig)
     return parser.parse_args(arguments)
 
 
 def read_configs(options: argparse.Namespace) -> tuple[ModelConfig, TrainConfig, DecodeConfig]:
-    """Defaults, overridden by --config, overridden by options. Raises ValueError."""
+    """Defaults, or of the model those of --init, overridden by --config, overridden by options. Raises ValueError."""
     file = read_json(options.config) if options.config else {}
     if not isinstance(file, dict):
         raise ValueError(
@@ -56,13 +58,16 @@ def read_configs(options: argparse.Namespace) -> tuple[ModelConfig, TrainConfig,
     if unknown:
         raise ValueError(f"{options.config}: {', '.join(unknown)}: allowed are model, train and decode")
 
-    def read(section: str, config: type[Config]) -> Any:
+    def read(section: str, config: type[Config], begun: dict[str, Any]) -> Any:
         settings = file.get(section, {})
         if not isinstance(settings, dict):
             raise ValueError(f"{options.config}: {section} must be an object, not a {type(settings).__name__}")
-        return config.from_dict({**settings, **given_options(options, config)})
+        return config.from_dict({**begun, **settings, **given_options(options, config)})
 
-    return read("model", ModelConfig), read("train", TrainConfig), read("decode", DecodeConfig)
+    begun = ModelFiles.read(options.init, "--init").settings()[0].to_dict() if options.init else {}
+    if options.init and options.min_count is not None:
+        logger.warning("--min-count %d: is not used; the words are those of --init", options.min_count)
+    return read("model", ModelConfig, begun), read("train", TrainConfig, {}), read("decode", DecodeConfig, {})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -72,6 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         configs = read_configs(options)
         train = read_dataset(options.train, split=options.train_split, images=options.images_dir)
         dev = read_dataset(options.dev, split=options.dev_split, images=options.dev_images_dir or options.images_dir)
+        size = configs[0].image_size
+        train, dev = decodable(" ".join(options.train), train, size), decodable(" ".join(options.dev), dev, size)
         training = Training(train, dev, options.out, configs, options.encoder_weights, options.init)
         logger.info(
             "%d training and %d dev images, %d words, %.1f million parameters, on %s",
@@ -80,9 +87,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )  # fmt: skip
         with logging_redirect_tqdm():
             training.run()
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; the same command goes on\n")
+        return 130
     show(training)
     return 0
 

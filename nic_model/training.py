@@ -16,7 +16,7 @@ from tqdm import tqdm
 from nic_model.batches import ImageViews, Tokens, load_views, shuffled
 from nic_model.captioner import pick_device
 from nic_model.checkpoint import CaptionModel, check_out, save_model
-from nic_model.config import DecodeConfig, ModelConfig, TrainConfig, short_hash
+from nic_model.config import DecodeConfig, ModelConfig, TrainConfig, option_name, short_hash
 from nic_model.datasets import Example
 from nic_model.encoder import load_pretrained
 from nic_model.features import Encode, FeatureCache, Views, random_views
@@ -28,9 +28,12 @@ from nic_model.search import DECODE_GREEDY, beam_search
 from nic_model.self_critical import Reward, advantages, draw, self_critical_loss
 from nic_model.show_tell import Captions
 from nic_model.state import claim, save_atomically, write_curves
-from nic_model.vocabulary import Vocabulary, sentence
+from nic_model.vocabulary import SPECIAL, Vocabulary, sentence
 
 logger = logging.getLogger("nic_model.train")
+
+# What the shapes of a part's weights depend on.
+SHAPING = {"encoder": ("encoder", "image_size"), "decoder": ("embed_size", "hidden_size", "attention_size")}
 
 
 class Training:
@@ -47,12 +50,14 @@ class Training:
     ) -> None:
         """`init` is a model directory to start from: its vocabulary, its encoder and, where it is of the same kind,
         its decoder. Raises ValueError where data, settings or pretrained weights will not do, or where `out` holds
-        what is no model."""
+        what is no model, or cannot be written."""
         check_out(out)
         if init is not None and init.resolve() == out.resolve():
             raise ValueError(f"--init {init}: is --out too, so that what the training began with would be lost")
-        check_data(train, dev)
+        if init is not None and encoder_weights is not None:
+            raise ValueError(f"--encoder-weights {encoder_weights}: --init {init} has an encoder already; give one")
         model_config, self.config, self.decode = configs
+        check_data(train, dev, self.config.select_by)
         self.train, self.dev, self.out = train, dev, out
         self.state_dir = out.parent / f"{out.name}.training"
         self.device = pick_device(self.config.device)
@@ -67,8 +72,9 @@ class Training:
         self.averaged = self.average.module.eval()
         if self.bf16 and self.device.type == "cpu":
             halve_pointwise(self.model.encoder)
+        self.model.encoder.convolutions(self.config.fine_tune_stages)  # raises now what else hours of epochs precede
         self.phases = phases(self.config)
-        self.cache = FeatureCache(self.state_dir, self.device, self.config.workers)
+        self.cache = FeatureCache(self.state_dir, self.device, self.config.workers, self.bf16)
         self.views = Views(self.cache, train, self.averaged.encoder, self.config)
         self.history: list[dict[str, Any]] = []
         self._dev_features: torch.Tensor | None = None
@@ -84,14 +90,18 @@ class Training:
 
     def best(self) -> dict[str, Any]:
         """The history's row of the epoch whose model is kept: the first of the best."""
-        return max(self.history, key=lambda row: row[self.config.select_by])
+        return max(self.history, key=self._rank)
+
+    def _rank(self, row: dict[str, Any]) -> tuple[float, ...]:
+        """What epochs compare by: the score that was chosen; the other one where that is the same, such as 0."""
+        return row[self.config.select_by], row["bleu_4"], row["cider"]
 
     def _rows_of(self, phase: Phase) -> list[dict[str, Any]]:
         return [row for row in self.history if row["phase"] == phase.name]
 
     def _stale(self, phase: Phase) -> bool:
         """Whether the phase has gone on for `patience` epochs without a better model than before."""
-        scores = [row[self.config.select_by] for row in self._rows_of(phase)]
+        scores = [self._rank(row) for row in self._rows_of(phase)]
         patience = self.config.patience
         return bool(patience) and len(scores) > patience and max(scores[-patience:]) <= max(scores[:-patience])
 
@@ -183,7 +193,9 @@ class Training:
         captions, rewards = draw(decoder, features, config.samples, config.max_tokens, self._reward, indices)
         greedy = None
         if config.baseline == "greedy":
+            decoder.eval()  # the caption that it would give, and batch norm learns nothing from it
             found = beam_search(decoder, features, DECODE_GREEDY.replace(max_length=config.max_tokens))
+            decoder.train()
             greedy = torch.tensor([self._reward(i, best.tokens) for i, (best,) in zip(indices, found, strict=True)])
         loss = self_critical_loss(decoder, features, captions, advantages(rewards, greedy).flatten())
         if config.likelihood_weight:
@@ -232,7 +244,12 @@ class Training:
     def _model(self, config: ModelConfig, encoder_weights: Path | None, init: Path | None) -> CaptionModel:
         if init is None:
             captions = (caption for example in self.train for caption in example.captions)
-            model = CaptionModel(config, Vocabulary.build(captions, self.config.min_count))
+            vocabulary = Vocabulary.build(captions, self.config.min_count)
+            if len(vocabulary) == len(SPECIAL):
+                raise ValueError(
+                    f"--min-count {self.config.min_count}: no word of the training captions is seen so often; lower it"
+                )
+            model = CaptionModel(config, vocabulary)
             load_pretrained(model.encoder, encoder_weights)
             model.config = model.encoder.config
             self.origin = short_hash(encoder_weights.read_bytes()) if encoder_weights else None
@@ -240,11 +257,16 @@ class Training:
         files = ModelFiles.read(init, "--init")
         self.origin, source = files.model_id, files.build()
         model = CaptionModel(config.replace(mean=source.config.mean, std=source.config.std), source.vocabulary)
-        for part in ("encoder", "decoder") if config.decoder == source.config.decoder else ("encoder",):
+        same = config.decoder == source.config.decoder
+        if not same:
+            logger.info("--init %s has a decoder %s: a new %s is trained", init, source.config.decoder, config.decoder)
+        for part in ("encoder", "decoder") if same else ("encoder",):
             try:
                 getattr(model, part).load_state_dict(getattr(source, part).state_dict())
-            except RuntimeError as error:
-                raise ValueError(f"--init {init}: its {part} is of another kind: {error}") from None
+            except RuntimeError:  # whose text names every tensor
+                ours, theirs = config.to_dict(), source.config.to_dict()
+                other = [f"{option_name(name)} {theirs[name]}" for name in SHAPING[part] if theirs[name] != ours[name]]
+                raise ValueError(f"--init {init}: its {part} does not fit; it has {', '.join(other)}") from None
         return model
 
     def _settings(self) -> dict[str, Any]:
@@ -268,13 +290,18 @@ class Training:
         save_atomically(state, self.state_dir / "state.pt")
 
     def _resume(self) -> None:
-        """Raises ValueError where the interrupted training had other settings or data."""
+        """Raises ValueError where the interrupted training had other settings or data, or its model is gone."""
         claim(self.state_dir, self._settings())
         file = self.state_dir / "state.pt"
         if not file.exists():
             return
         state = torch.load(file, map_location=self.device, weights_only=True)
         self.history = state["history"]
+        if not self.out.exists():
+            raise ValueError(
+                f"--out {self.out}: is gone, but {self.state_dir} has a training that wrote it: put it back, or remove"
+                f" {self.state_dir} to train anew"
+            )
         (phase,) = (phase for phase in self.phases if phase.name == self.history[-1]["phase"])
         self._start(phase)
         self.model.load_state_dict(state["model"])
@@ -284,10 +311,12 @@ class Training:
         logger.info("resuming after epoch %d", len(self.history))
 
 
-def check_data(train: Sequence[Example], dev: Sequence[Example]) -> None:
+def check_data(train: Sequence[Example], dev: Sequence[Example], select_by: str) -> None:
     """Raises ValueError where there are too few images, or dev images are trained on."""
     if len(train) < 2 or not dev:
         raise ValueError(f"training needs at least 2 images and 1 for dev; there are {len(train)} and {len(dev)}")
+    if select_by == "cider" and len(dev) < 2:  # words that all images' references have weigh nothing
+        raise ValueError("--select-by cider: is 0 whatever the captions of 1 dev image; needs 2, or --select-by bleu_4")
     trained = {example.image_id: example.image for example in train}
     shared = [example.image_id for example in dev if trained.get(example.image_id) == example.image]
     if shared:

@@ -62,7 +62,7 @@ def page_of(n: int, photographs: int = 40, seed: int = 0) -> Report:
         lengths=[(float(words), 1 + (words - 4) * (16 - words)) for words in range(5, 16)],
         words=[
             (word, 900 - 40 * rank)
-            for rank, word in enumerate(["a", HARM, *["dog", "man", "in", "the", "on", "runs", "grass"]])
+            for rank, word in enumerate(["a", HARM, *["dog\x01", "man", "in", "the", "on", "runs", "grass"]])
         ],
         repeated=[("a dog runs", 31), (HARM, 2)],
         failures=[

@@ -1,5 +1,6 @@
 """Captioning as jobs, notebooks and SQL share it: by which models and settings, and what they make of a DataFrame."""
 
+import os
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +29,8 @@ from nic_model.model_files import FILES, ModelFiles, check_members, joint_id
 _PARENTS = Path(__file__).resolve().parents
 PROJECT = next((folder for folder in _PARENTS if (folder / "models").is_dir()), _PARENTS[2])
 DEFAULT_MODEL = str(PROJECT / "models" / "attention")
+
+Model = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]  # a model directory, or those of an ensemble
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,7 @@ def transform(images: DataFrame, captioning: Captioning, caption: ArrowFunction)
     return captioned.withColumns(constants).select(tables.CAPTIONS.names)
 
 
-def caption_dataframe(images: DataFrame, model: str | Sequence[str] = DEFAULT_MODEL, **options: Any) -> DataFrame:
+def caption_dataframe(images: DataFrame, model: Model = DEFAULT_MODEL, **options: Any) -> DataFrame:
     """Captions of `images`, lazily: for each of its rows one of the captions table (`tables.CAPTIONS`), bad ones too.
 
     `images` has `image_id` and `content`, the encoded image, or `uri`, `s3://bucket/key`; `image_version` is carried
@@ -139,9 +142,7 @@ def caption_dataframe(images: DataFrame, model: str | Sequence[str] = DEFAULT_MO
     return transform(rows, captioning, caption_udf(captioning.recipe(images.sparkSession), captioning.access))
 
 
-def register_sql(
-    spark: SparkSession, name: str = "caption", model: str | Sequence[str] = DEFAULT_MODEL, **options: Any
-) -> None:
+def register_sql(spark: SparkSession, name: str = "caption", model: Model = DEFAULT_MODEL, **options: Any) -> None:
     """Makes `SELECT caption(content) FROM images` work in `spark`: the caption of the encoded image, a string; null
     where there is none, because `content` is null or no image that can be read.
 
@@ -164,7 +165,7 @@ def register_sql(
     spark.udf.register(f"{name}_details", F.arrow_udf(details, tables.DETAILS))  # type: ignore[call-overload]
 
 
-def _interactive(spark: SparkSession, model: str | Sequence[str], options: Mapping[str, Any]) -> Captioning:
+def _interactive(spark: SparkSession, model: Model, options: Mapping[str, Any]) -> Captioning:
     """For a session that no job has made."""
     if not isinstance(spark, SparkSession):
         raise ValueError("captions need a classic Spark session: Spark Connect has no broadcasts to send the model by")
@@ -176,7 +177,8 @@ def _interactive(spark: SparkSession, model: str | Sequence[str], options: Mappi
         raise ValueError(f"{', '.join(unknown)}: no such option; allowed are {allowed}")
     config = CaptioningConfig(**{name: value for name, value in given.items() if name in means})
     decode = {name: value for name, value in given.items() if name in decoding}
-    captioning = read_captioning([model] if isinstance(model, str) else list(model), config, decode, access)
+    models = [str(model)] if isinstance(model, str | os.PathLike) else [str(one) for one in model]
+    captioning = read_captioning(models, config, decode, access)
     bound_batches(spark)
     ship_code(spark)
     return captioning

@@ -1,5 +1,6 @@
 """Charts of a report, drawn by Vega-Lite as SVG: no script in the page, colours and text size from its style sheet."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -85,10 +86,18 @@ def _of_counts(pairs: Sequence[tuple[Any, int]]) -> dict[str, Any]:
     return _AXIS | {"tickCount": min(5, most)}
 
 
+# What XML, and so an SVG, cannot hold: Vega would end the process.
+_NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def _drawable(value: Any) -> Any:
+    return _NO_XML.sub("\ufffd", value) if isinstance(value, str) else value
+
+
 def _draw(rows: Rows, mark: Any, encoding: dict[str, Any], height: int, description: str) -> Markup:
     what = {"layer": mark} if isinstance(mark, list) else {"mark": mark}
     specification = {
-        "data": {"values": list(rows)},
+        "data": {"values": [{name: _drawable(value) for name, value in row.items()} for row in rows]},
         "width": WIDTH,
         "height": height,
         "autosize": {"type": "fit-x", "contains": "padding"},

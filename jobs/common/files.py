@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from py4j.protocol import Py4JJavaError
 from pyspark.sql import SparkSession
 
 logger = logging.getLogger(__name__)
@@ -27,6 +28,14 @@ class Folder:
         self._conf = spark._jsc.hadoopConfiguration()
         self._system = self._path("").getFileSystem(self._conf)
         self.is_local = self._system.getUri().getScheme() == "file"
+
+    @staticmethod
+    def is_reached(spark: SparkSession, location: str) -> bool:
+        """Whether Hadoop has a file system for it."""
+        try:
+            return bool(location) and Folder(spark, location) is not None
+        except Py4JJavaError:
+            return False
 
     def _path(self, name: str) -> Any:
         assert self.spark._jvm is not None
@@ -116,7 +125,7 @@ class Folder:
         written.write_text(text, encoding="utf-8")
         try:
             if not overwrite:
-                path.hardlink_to(written)
+                _link(written, path)
                 return True
             written.replace(path)
         except FileExistsError:
@@ -137,6 +146,17 @@ class Folder:
             return bytes(stream.readAllBytes()).decode()
         finally:
             stream.close()
+
+
+def _link(file: Path, name: Path) -> None:
+    """Gives a file a second name, which nobody else has. Raises FileExistsError."""
+    try:
+        name.hardlink_to(file)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without such names (FAT, some of networks)
+        with name.open("xb") as copy:
+            copy.write(file.read_bytes())
 
 
 @contextmanager

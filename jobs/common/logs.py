@@ -44,6 +44,7 @@ def configure(how: Logging) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter((Json if how.format == "json" else Text)(how.context))
     logging.basicConfig(level=how.level, handlers=[handler], force=True)
+    logging.getLogger("DataFrameQueryContextLogger").setLevel(logging.CRITICAL)  # of errors that are raised as well
     for chatty in ("py4j", "botocore", "boto3", "urllib3"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
 

@@ -19,24 +19,27 @@ WIDEST = 40  # characters of an image_id printed: of a longer one, the last
 
 @dataclass
 class Outcome:
-    """Rows by status, of all images and of those that are not known to fail; some of them; and how many rows of the
-    source were left out as duplicates."""
+    """Rows by status, of all images committed and of those that are not known to fail; some of them; how many rows of
+    the source were left out as duplicates; and whether the table has no row, before and after."""
 
     counts: Counter[str] = field(default_factory=Counter)
     unknown: Counter[str] = field(default_factory=Counter)
     captioned: list[Row] = field(default_factory=list)
     failed: list[Row] = field(default_factory=list)
     duplicates: int = 0
+    empty: bool = False
 
     @property
     def failure_rate(self) -> float:
         """The share of images that failed, without those that failed on another night already: one with nothing else is
         no worse than that. 0 where there were none."""
-        return 1 - self.unknown["ok"] / self.unknown.total() if self.unknown else 0.0
+        total = self.unknown.total()
+        return (total - self.unknown["ok"]) / total if total else 0.0
 
-    def add(self, rows: DataFrame, told: Counter[str], size: int) -> Counter[str]:
-        """Adds a staged wave of `size` images, and returns its rows by status: as its tasks `told`, where these told of
-        so many, or else counted. Raises SystemicError where executors had to stop."""
+    @staticmethod
+    def count(rows: DataFrame, told: Counter[str], size: int) -> Counter[str]:
+        """The rows by status of a staged wave of `size` images: as its tasks `told`, where these told of so many, or
+        else counted. Raises SystemicError where executors had to stop."""
         counts = told
         if told.total() != size:
             counts = _by_status(rows)
@@ -44,7 +47,6 @@ class Outcome:
             stopped = rows.where(F.col("status") == STOPPED).head()
             assert stopped is not None
             raise SystemicError(stopped["error_message"])
-        self.counts.update(counts)
         return counts
 
     def look(self, rows: DataFrame, counts: Counter[str], known: DataFrame | None = None) -> None:

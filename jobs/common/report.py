@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -14,7 +15,7 @@ from pyspark.sql import Column, DataFrame, Row
 from pyspark.sql import functions as F
 from pyspark.sql.window import Window
 
-from jobs.common import charts
+from jobs.common import charts, tables
 from jobs.common.scores import title
 
 EXAMPLES, RUNS, WORDS, REPEATED, MODELS = 5, 10, 20, 10, 5  # of each at most so many are shown
@@ -84,6 +85,12 @@ class Report:
         return any("words" in image for image in self.images)
 
 
+def scored(segments: DataFrame) -> list[str]:
+    """The metrics that some image has a score of."""
+    counts = segments.agg(*(F.count(name).alias(name) for name in tables.metrics_of(segments))).collect()[0].asDict()
+    return [name for name, count in counts.items() if count]
+
+
 def main_metric(metrics: Sequence[str]) -> str:
     """What images are ordered by."""
     return next((name for name in (*MAIN, *metrics) if name in metrics), LOG_PROB)
@@ -140,9 +147,13 @@ def corpus_scores(corpus: DataFrame, keys: Mapping[str, str]) -> list[dict[str, 
     if not ordered or ordered[0]["keys"] != own:
         return []
     for model in ordered:
-        ids = (key or "null" for key in model["keys"])
-        model["name"] = "this model" if model["keys"] == own else "{:.8}, decoding {:.8}".format(*ids)
+        model["name"] = "this model" if model["keys"] == own else "{}, decoding {}".format(*map(_short, model["keys"]))
     return ordered
+
+
+def _short(key: str | None) -> str:
+    """A hash by its beginning. Other tools' names are told apart by their ends as well."""
+    return key[:8] if key and re.fullmatch("[0-9a-f]{16,}", key) else key or "null"
 
 
 def histogram(segments: DataFrame, metric: str) -> tuple[str, float, list[tuple[float, int]]]:
@@ -156,17 +167,18 @@ def histogram(segments: DataFrame, metric: str) -> tuple[str, float, list[tuple[
 
 def pick(rows: DataFrame, order: str, limit: int) -> list[Row]:
     """At most `limit` rows: where there are more, a quarter are the lowest by the column `order`, a quarter the
-    highest, up to a quarter failures, and the rest by a hash of image_id, which is as good as chance."""
+    highest, a quarter failures, or more where captions do not fill the rest, and the rest by a hash of image_id, which
+    is as good as chance."""
     ok, failed = rows.where(F.col("status") == "ok"), rows.where(F.col("status") != "ok")
     share = max(1, limit // 4)
-    bad = failed.orderBy("image_id").head(share)
+    bad = failed.orderBy("image_id").head(limit)
     lowest = ok.orderBy(F.asc_nulls_last(order), "image_id").head(share)
     highest = ok.orderBy(F.desc_nulls_last(order), "image_id").head(share)
     picked: dict[str, Row] = {}
     for row in (*lowest, *highest, *ok.orderBy(F.xxhash64("image_id")).head(limit)):
-        if len(bad) + len(picked) < limit:
+        if min(len(bad), share) + len(picked) < limit:
             picked.setdefault(row["image_id"], row)
-    return [*bad, *picked.values()]
+    return [*bad[: limit - len(picked)], *picked.values()]
 
 
 def gallery(rows: Sequence[Row], thumbnails: Mapping[str, Row], metrics: Sequence[str]) -> list[dict[str, Any]]:

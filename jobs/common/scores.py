@@ -93,9 +93,20 @@ def evaluate(
     lacks columns, where an image stands twice, where not one image with a caption is among the references, or where
     another run writes these scores.
     """
-    place = Folder(spark, tables.staging(spark, scores))
+    place = _place(spark, scores)
     with lease(place, run_id, f"--scores {scores}"):
         return _evaluate(spark, captions, references, scores, run_id, evaluation or Evaluation())
+
+
+def check_reached(spark: SparkSession, references: str, scores: str) -> None:
+    """Raises ValueError or SystemicError where an evaluation would find no references, or nowhere to write."""
+    tables.read_table(spark, references, tables.REFERENCES, role="--references")
+    _place(spark, scores)
+
+
+def _place(spark: SparkSession, scores: str) -> Folder:
+    """Of the lease."""
+    return Folder(spark, tables.staging(spark, scores))
 
 
 def _evaluate(
@@ -120,6 +131,8 @@ def _evaluate(
             tables.write_table(_corpus(spark, found, run_id, how), part(scores, "corpus"), "overwrite", rebalance=False)
             if how.by:
                 tables.write_table(_slices(spark, found, run_id, how), part(scores, "slices"), "overwrite")
+            else:
+                tables.drop_table(spark, part(scores, "slices"))  # an earlier evaluation's
             writing.result()
     return [score for score in found if score.slice is None]
 
@@ -243,10 +256,14 @@ def _collect_sums(parts: DataFrame) -> list[tuple[bootstrap.Group, np.ndarray]]:
     return list(zip(names, map(bootstrap.read_sums, total["sums"]), strict=True))
 
 
-def check_writable(scores: str) -> None:
-    """Raises ValueError, before Spark runs, where something else than a table stands in the place of one."""
+def check_writable(scores: str, captions: str, references: str) -> None:
+    """Raises ValueError, before Spark runs, where something else than a table stands in the place of one, or a table
+    that is read."""
     for name in ("segments", "corpus", "slices", "document_frequencies"):
         tables.check_writable(part(scores, name), "--scores")
+        if not tables.is_table_name(scores):
+            tables.check_apart(part(scores, name), "--scores", captions, "--captions")
+            tables.check_apart(part(scores, name), "--scores", references, "--references")
 
 
 def part(scores: str, name: str) -> str:

@@ -1,16 +1,20 @@
 """The Spark session of a job, and of others that use its code, and what a job says on the terminal."""
 
 import argparse
+import contextlib
 import hashlib
 import io
 import logging
 import os
 import re
+import signal
 import sys
+import threading
 import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NoReturn
 
 from pyspark import SparkConf, SparkContext
 from pyspark.sql import SparkSession
@@ -63,6 +67,13 @@ def build_session(name: str, s3_endpoint: str | None = None) -> SparkSession:
     return spark
 
 
+class OptionParser(argparse.ArgumentParser):
+    """Tells of options that it does not know as of others that will not do."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; --help lists all options")
+
+
 def add_endpoint(parser: argparse.ArgumentParser) -> None:
     """The option of a job that takes no other settings of S3."""
     parser.add_argument("--s3-endpoint", metavar="URL", help="the S3 server, where it is not Amazon's")
@@ -108,10 +119,20 @@ def ship_code(spark: SparkSession) -> None:
         spark.sparkContext.addPyFile(str(archive))
 
 
+HADOOP_AWS = "org.apache.hadoop:hadoop-aws:3.4.2"  # of the Hadoop that Spark 4.1 has
+
+# What Hadoop says where it cannot know a location, and what helps.
+UNKNOWN = {
+    'No FileSystem for scheme "s3"': "Hadoop calls S3 s3a://",
+    "Class org.apache.hadoop.fs.s3a.S3AFileSystem not found": f"give spark-submit --packages {HADOOP_AWS}",
+}
+
 # What a Python worker, a disk or a store of tables says that ends a run, whatever the image: not a bug of the job.
 SYSTEMIC = re.compile(
-    r"(?:SystemicError|OutOfMemoryError|AccessDeniedException|UnknownHostException|UnknownStoreException): ([^\n]*)"
+    r"(?:SystemicError|OutOfMemoryError|AccessDeniedException|UnknownHostException|UnknownStoreException"
+    r"|UnsupportedFileSystemException): ([^\n]*)"
 )
+HEADERS = re.compile(r"(CSV header does not conform to the schema).*?CSV file: ([^\n]*)", re.DOTALL)
 PLACES = re.compile(
     r"[^\n]*(?:No space left on device|Disk quota exceeded|Permission denied|Read-only file system"
     r"|Connection refused)[^\n]*"
@@ -123,11 +144,19 @@ def systemic(error: BaseException) -> str | None:
     """In one line, what the run cannot go on without, if `error`, raised here or on an executor, says so."""
     if isinstance(error, SystemicError):
         return str(error)
-    if found := NO_KEYS.search(str(error)):
+    text = str(error)
+    for said, help_ in UNKNOWN.items():
+        if said in text:
+            return f"{said}: {help_}"
+    if found := HEADERS.search(text):
+        return f"{found[1]}, in {found[2]}: all files must have the same columns in the same order"
+    if "[FAILED_READ_FILE.FILE_NOT_EXIST]" in text:
+        return "a table was replaced while it was read: run it again"
+    if found := NO_KEYS.search(text):
         return found[0]
-    if found := SYSTEMIC.search(str(error)):
+    if found := SYSTEMIC.search(text):
         return found[1] or "out of memory"
-    if found := PLACES.search(str(error)):
+    if found := PLACES.search(text):
         return found[0].strip().rpartition("Exception: ")[2]
     return None
 
@@ -147,6 +176,26 @@ def complain(line: str) -> None:
         logger.error("%s", line)
     else:
         sys.stderr.write(f"error: {line}\n")
+
+
+def end_at_signals(spark: SparkSession) -> None:
+    """Lets Ctrl-C, and who ends processes, end this one with a line, where Spark would print traces for pages."""
+
+    def silence() -> None:
+        with contextlib.suppress(Exception):  # Java may have ended
+            spark.sparkContext.setLogLevel("OFF")
+
+    def end(number: int, _: object) -> None:
+        # In a thread: this one may be in the middle of another call.
+        silencing = threading.Thread(target=silence, daemon=True)
+        silencing.start()
+        silencing.join(2)
+        complain("stopped: what was committed stays, and the same command goes on from there")
+        os._exit(128 + number)  # and with it Java, which has started this process
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, end)
 
 
 def exit_status(main: Callable[[], int]) -> int:

@@ -24,17 +24,22 @@ def check_columns(references: DataFrame, by: Sequence[str], what: str) -> None:
         if not isinstance(kind, T.AtomicType):
             raise ValueError(f"--by {name}: must be a plain value, is {kind.simpleString()}")
     if names:
-        counts = references.select(*(F.approx_count_distinct(name).alias(name) for name in names)).head()
+        counts = references.select(*(F.approx_count_distinct(_column(name)).alias(name) for name in names)).head()
         assert counts is not None
         for name in names:
             if counts[name] > 1.1 * MOST_VALUES:  # the count is about right
                 raise ValueError(f"--by {name}: {MOST_VALUES} values are allowed; it has about {counts[name]}")
 
 
+def _column(name: str) -> Column:
+    """Of that name, though it has dots in it."""
+    return F.col(f"`{name.replace('`', '``')}`")
+
+
 def values(references: DataFrame, by: Sequence[str]) -> Column:
     """A map of the values, as text, of each row of `references`."""
     # Of binary, and of what was made of it, some are no UTF-8.
-    texts = ((F.lit(name), F.make_valid_utf8(references[name].cast("string"))) for name in by if name != CAPTION_LENGTH)
+    texts = ((F.lit(name), F.make_valid_utf8(_column(name).cast("string"))) for name in by if name != CAPTION_LENGTH)
     items = [item for pair in texts for item in pair]
     kind = T.MapType(T.StringType(), T.StringType())
     return F.create_map(*items).cast(kind) if items else F.lit(None).cast(kind)

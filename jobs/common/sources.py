@@ -6,6 +6,7 @@ Each source becomes `Images`: which they are and where, and their content where 
 import glob
 import math
 import os
+import re
 import socket
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -22,6 +23,7 @@ from pyspark.sql import types as T
 from pyspark.sql.pandas.types import to_arrow_schema
 
 from jobs.common import storage, tables
+from jobs.common.files import Folder
 from jobs.common.storage import Access, Listed, SystemicError
 
 TASKS_PER_CORE = 4
@@ -40,17 +42,24 @@ START_PATIENCE_SECONDS = 15.0
 
 # A listing of S3 is parted into about so many, where there are folders to part it by.
 LISTINGS = 64
-PARTS = T.StructType([T.StructField("prefix", T.StringType()), T.StructField("delimiter", T.StringType())])
+PARTS = T.StructType([T.StructField("first", T.StringType()), T.StructField("last", T.StringType())])
+
+# Units that images are parted into by their ids, where Spark cannot read some files of a source alone.
+BUCKETS = 256
+
+# What an S3 Inventory has, and a list made by hand has not.
+INVENTORY = {"is_latest", "is_delete_marker", "last_modified_date", "storage_class"}
 
 
 @dataclass(frozen=True)
 class Images:
     """What a source holds: `rows` of image_id, image_version, uri, unit and, with `has_content`, content. A `unit` is
-    the file that the row stands in, so that a wave can read its files alone; null where that cannot be told."""
+    the file that the row stands in, so that a wave can read its files alone, or a share of all rows."""
 
     rows: DataFrame
     has_content: bool
     unique: bool  # whether each image_id stands there once, by what the source is
+    whole: bool = False  # whether Spark reads the whole source for each wave
 
 
 @dataclass(frozen=True)
@@ -63,11 +72,14 @@ class ImageFiles:
 
     def check(self) -> None:
         """Raises ValueError where there is no such folder, or not one image file in it."""
-        if not glob.has_magic(self.location) and not Path(self.here, self.location).exists():
+        if not self._is_glob() and not Path(self.here, self.location).exists():
             raise ValueError(f"--images {self.location}: no such folder")
         if next(self._walk(), None) is None:
-            kinds = "" if glob.has_magic(self.location) else f"; taken for images are {' '.join(sorted(EXTENSIONS))}"
+            kinds = "" if self._is_glob() else f"; taken for images are {' '.join(sorted(EXTENSIONS))}"
             raise ValueError(f"--images {self.location}: no image files there{kinds}")
+
+    def _is_glob(self) -> bool:
+        return glob.has_magic(self.location) and not Path(self.here, self.location).exists()
 
     def read(self, spark: SparkSession) -> Images:
         """Paths only, without content. An executor lists the files, so that the driver never holds their names."""
@@ -97,7 +109,7 @@ class ImageFiles:
         """Absolute path and image_id of each file: its path below the folder, or below the fixed part of the glob."""
         files: Iterator[Path]
         folder = place = Path(self.here, self.location)
-        if glob.has_magic(self.location):
+        if self._is_glob():
             fixed = []
             for part in Path(self.location).parts[:-1]:
                 if glob.has_magic(part):
@@ -112,7 +124,7 @@ class ImageFiles:
         elif place.is_dir():
             files = (
                 Path(parent, name)
-                for parent, _, names in os.walk(folder, onerror=_raise)
+                for parent, names in _walk_all(folder)
                 for name in names
                 if Path(name).suffix.lower() in EXTENSIONS
             )
@@ -138,32 +150,35 @@ class ImageObjects:
         try:
             # Who has mistyped the server's name should not wait for it.
             access = replace(self.access, patience=START_PATIENCE_SECONDS)
-            found = any(page for page in storage.list_objects(*self._place(), access))
+            pages = storage.list_objects(*self._place(), access)
+            first = next((page for page in pages if page), [])
         except SystemicError as error:
             raise ValueError(f"--images {self.location}: {error}") from None
-        if not found:
+        if not first:
             raise ValueError(f"--images {self.location}: no objects there")
+        keys = [one.key for one in first if isinstance(one, Listed)]
+        if not any(map(_may_be_image, keys)) and any("_delta_log/" in key or ".parquet" in key for key in keys):
+            raise ValueError(f"--images {self.location}: holds a table, which Spark reads as s3a://{self.location[5:]}")
 
     def read(self, spark: SparkSession) -> Images:
         """Executors list, each its part of the folders: the driver never holds the keys."""
         found = storage.split_listing(*self._place(), self.access, LISTINGS)
-        parts = [{"prefix": prefix, "delimiter": delimiter} for prefix, delimiter in found]
+        parts = [{"first": first, "last": last} for first, last in found]
         parted = tables.from_rows(spark, parts, PARTS).repartition(min(len(parts), LISTINGS))
         return _listing(parted.mapInArrow(self._list, LISTED))
 
     def _list(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         bucket, top = self._place()
         for part in (part for batch in batches for part in batch.to_pylist()):
-            for page in storage.list_objects(bucket, part["prefix"], self.access, part["delimiter"]):
-                objects = (one for one in page if isinstance(one, Listed))
+            for page in storage.list_range(bucket, top, self.access, part["first"], part["last"]):
                 yield _uris([
                     {
                         "image_id": one.key.removeprefix(top),
                         "image_version": one.version,
                         "uri": f"s3://{bucket}/{one.key}",
                     }
-                    for one in objects
-                    if PurePosixPath(one.key).suffix.lower() in EXTENSIONS | {""}
+                    for one in page
+                    if _may_be_image(one.key)
                 ])  # fmt: skip
 
 
@@ -182,19 +197,32 @@ class ImageTable:
         """Raises ValueError where the table is missing or lacks the columns."""
         table = self._load(spark)
         columns, has_content = image_columns(table, f"--images {self.location}")
-        table = _with_unit(table) if has_content else table.withColumn("unit", F.lit(None).cast("string"))
-        return Images(table.select(*columns, "unit"), has_content, unique=False)
+        whole, unit = False, F.lit(None).cast("string")
+        if has_content:
+            whole = not self._is_plain(spark)
+            share = F.pmod(F.xxhash64(columns[0]), F.lit(BUCKETS)).cast("string")
+            unit = share if whole else F.col("_metadata.file_path")
+        rows = table if has_content or "uri" in table.columns else _of_inventory(table)
+        return Images(rows.select(*columns, unit.alias("unit")), has_content, unique=False, whole=whole)
+
+    def _is_plain(self, spark: SparkSession) -> bool:
+        """Whether it is Parquet, of which Spark reads some files alone; of Delta, Iceberg and views it does not."""
+        if tables.is_table_name(self.location):
+            return tables.describe(spark, self.location).get("Provider", "").lower() == "parquet"
+        return glob.has_magic(self.location) or not Folder(spark, self.location).exists("_delta_log")
 
     def _load(self, spark: SparkSession) -> DataFrame:
         location = f"s3a://{self.location[5:]}" if storage.is_s3(self.location) else self.location  # as Hadoop names it
-        suffix = PurePosixPath(location).suffix.lower()
-        if suffix not in MANIFESTS or tables.is_table_name(location):
+        suffix = _manifest_suffix(location)
+        if suffix is None or tables.is_table_name(location):
             return tables.read_table(spark, location, T.StructType(), role="--images")
+        files = tables.files_of(location)
         try:
             if suffix == ".csv":
-                return spark.read.csv(location, header=True, escape='"')
+                # Of files whose columns stand in other orders, Spark would else read all by the first one's header.
+                return spark.read.csv(files, header=True, escape='"', enforceSchema=False)
             # Spark takes a column's type from the values, which are text here, whatever they look like.
-            return spark.read.json(location, primitivesAsString=True)
+            return spark.read.json(files, primitivesAsString=True)
         except AnalysisException as error:
             raise ValueError(f"--images {self.location}: {str(error).splitlines()[0]}") from None
 
@@ -209,6 +237,8 @@ def image_columns(table: DataFrame, what: str) -> tuple[list[Column], bool]:
     has_content = "content" in kinds
     choice = ("image_id", "content") if has_content else ("uri",) if "uri" in kinds else ("bucket", "key")
     needed = {**tables.MANIFEST, "content": "binary"}
+    if "key" not in choice:  # there these are anything
+        kinds = {name: kind for name, kind in kinds.items() if name not in ("bucket", "key")}
     bad = [n for n in needed if kinds.get(n, needed[n] if n not in choice else None) != needed[n]]
     if bad:
         wrong = "; ".join(f"{name} must be {needed[name]}, is {kinds.get(name, 'missing')}" for name in bad)
@@ -216,7 +246,7 @@ def image_columns(table: DataFrame, what: str) -> tuple[list[Column], bool]:
             f"{what}: needed are image_id and content, or uri, or bucket and key: {wrong};"
             f" it has {', '.join(f'{name} {kind}' for name, kind in kinds.items())}"
         )
-    column = {name: F.col(name) if name in kinds else F.lit(None).cast("string") for name in tables.MANIFEST}
+    column = {name: _text(F.col(name)) if name in kinds else F.lit(None).cast("string") for name in tables.MANIFEST}
     uri = F.coalesce(column["uri"], F.concat(F.lit("s3://"), column["bucket"], F.lit("/"), column["key"]))
     columns = [
         (column["image_id"] if "image_id" in kinds else uri).alias("image_id"),
@@ -227,19 +257,54 @@ def image_columns(table: DataFrame, what: str) -> tuple[list[Column], bool]:
     return columns, has_content
 
 
+def _text(column: Column) -> Column:
+    """As it is where it is UTF-8. What is not, Python would not read: told apart by its bytes."""
+    told = F.concat(F.make_valid_utf8(column), F.lit(" "), F.hex(column))
+    return F.when(F.is_valid_utf8(column), column).otherwise(told)
+
+
+def _of_inventory(table: DataFrame) -> DataFrame:
+    """Rows of bucket and key. Of an S3 Inventory, which lists all that is in a bucket, those that a listing would give:
+    the latest version of each object whose key may be an image's."""
+    if not INVENTORY & set(table.columns):
+        return table
+    name = F.element_at(F.split("key", "/"), -1)
+    suffix = F.lower(F.regexp_extract(name, r"[^.](\.[^.]*)$", 1))
+    rows = table.where(suffix.isin(*EXTENSIONS) | ((suffix == "") & name.rlike("^[^._]")))
+    for column, value in (("is_latest", "true"), ("is_delete_marker", "false")):
+        if column in table.columns:
+            rows = rows.where(F.col(column).isNull() | (F.lower(F.col(column).cast("string")) == value))
+    return rows
+
+
+def _may_be_image(key: str) -> bool:
+    """By its extension; or where it has none, and is no file that a program keeps for itself (_SUCCESS, .DS_Store)."""
+    path = PurePosixPath(key)
+    suffix = path.suffix.lower()
+    return suffix in EXTENSIONS or (not suffix and path.name[:1] not in "._")
+
+
+def _manifest_suffix(location: str) -> str | None:
+    """Of MANIFESTS, if the location has it, compressed or not."""
+    found = re.search(r"(\.csv|\.jsonl|\.ndjson)(\.gz|\.bz2|\.zst)?$", location, re.IGNORECASE)
+    return found[1].lower() if found else None
+
+
 def find_source(location: str, access: Access | None = None) -> Source:
     """The source that `location` names. Raises ValueError where it can be none."""
     if location.startswith("file:"):
         location = location.removeprefix("file://") if location.startswith("file://") else location[len("file:") :]
-    is_table = location.rstrip("*/").endswith((".parquet", *MANIFESTS))
+    plain = location.rstrip("*/")
+    is_table = plain.endswith(".parquet") or _manifest_suffix(plain) is not None
     if storage.is_s3(location) and not is_table:
         return ImageObjects(location, access or Access())
-    if "://" in location and not is_table:
+    if location.startswith(("http:", "https:", "ftp:")):
         raise ValueError(
             f"--images {location}: allowed are a local folder or glob of image files, s3://bucket/prefix, Parquet, a"
             f" catalog table, and manifests ({', '.join(MANIFESTS)})"
         )
-    if is_table or tables.is_table_name(location) or _has_parquet(location):
+    # On Hadoop's other file systems there are tables alone.
+    if "://" in location or is_table or tables.is_table_name(location) or _has_parquet(location):
         return ImageTable(location)
     return ImageFiles(location)
 
@@ -263,16 +328,6 @@ def spread(picked: DataFrame, rows: DataFrame, size: int) -> DataFrame:
     return picked if rows.rdd.getNumPartitions() >= count else picked.repartition(count)
 
 
-def _with_unit(table: DataFrame) -> DataFrame:
-    """With the file that each row stands in, as Spark's own formats and as Iceberg name it; or null."""
-    for column in ("_metadata.file_path", "_file"):
-        try:
-            return table.withColumn("unit", F.col(column))
-        except AnalysisException:
-            continue
-    return table.withColumn("unit", F.lit(None).cast("string"))
-
-
 def _listing(rows: DataFrame) -> Images:
     return Images(rows.withColumn("unit", F.lit(None).cast("string")), has_content=False, unique=True)
 
@@ -285,6 +340,15 @@ def _has_parquet(location: str) -> bool:
         return False
     files = (file for pattern in ("*.parquet", "*=*/**/*.parquet") for file in folder.glob(pattern))
     return (folder / "_delta_log").is_dir() or any(file.is_file() for file in files)
+
+
+def _walk_all(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """Folders, linked ones too, and the names of what else is in each; no link back to a folder that it is in."""
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=_raise):
+        links = [link for name in folders if (link := Path(parent, name)).is_symlink()]
+        back = {link.name for link in links if link.resolve() in {above.resolve() for above in link.parents}}
+        folders[:] = [name for name in folders if name not in back]
+        yield parent, names
 
 
 def _modified(file: Path) -> str | None:

@@ -26,6 +26,8 @@ from pyspark.sql import types as T
 from pyspark.sql.pandas.types import to_arrow_schema
 
 from jobs.common.files import Folder
+from jobs.common.session import systemic
+from jobs.common.storage import SystemicError
 
 
 def _columns(*columns: tuple[str, T.DataType, str]) -> T.StructType:
@@ -198,8 +200,8 @@ def is_table_name(location: str) -> bool:
 def local_path(location: str) -> str | None:
     """The local path that `location` is, or None where it is a table's name or another file system's, or may be: that
     of a cluster, which Hadoop's settings name, takes plain paths for its own."""
-    if location.startswith("file://"):
-        return location.removeprefix("file://")
+    if location.startswith("file:"):
+        return location.removeprefix("file:").removeprefix("//")
     return None if "://" in location or is_table_name(location) or _plain_paths_are_hadoops() else location
 
 
@@ -210,6 +212,21 @@ def _plain_paths_are_hadoops() -> bool:
             if (entry.findtext("name") or "").strip() == "fs.defaultFS":
                 return not (entry.findtext("value") or "").strip().startswith("file:")
     return False
+
+
+def absolute(location: str) -> str:
+    """The same for each way to write a local path."""
+    path = local_path(location)
+    return (location if path is None else os.path.abspath(path)).rstrip("/")  # noqa: PTH100
+
+
+def check_apart(location: str, role: str, read: str, role_read: str) -> None:
+    """Raises ValueError where the path that a table is to be written to would replace, or lie in, what is read, which
+    may be a glob."""
+    target = absolute(location)
+    for source in map(absolute, files_of(read)):
+        if f"{source}/".startswith(f"{target}/") or f"{target}/".startswith(f"{source}/"):
+            raise ValueError(f"{role} {location}: {role_read} {read} is there, and is read; name another place")
 
 
 def check_readable(location: str, role: str) -> None:
@@ -243,13 +260,14 @@ def check_writable(location: str, role: str) -> None:
 
 
 def read_table(spark: SparkSession, location: str, needed: T.StructType, role: str) -> DataFrame:
-    """Parquet, or a catalog table. Raises ValueError with one line where it is missing, or lacks one of `needed`."""
+    """Parquet, or a catalog table. Raises ValueError with one line where it is missing, or lacks one of `needed`;
+    SystemicError where the place it is in cannot be reached."""
     try:
         table = spark.read.table(location) if is_table_name(location) else _read_path(spark, location)
     except (PySparkException, Py4JJavaError) as error:  # no such table; files that are not Parquet
-        found = re.search(r"\[[A-Z_.]+\] [^\n]*", str(error))  # an executor's words are deep in the trace
-        reason = (found[0] if found else str(error).splitlines()[0]).split(" SQLSTATE")[0]
-        raise ValueError(f"{role} {location}: {reason}") from None
+        if why := systemic(error):
+            raise SystemicError(f"{role} {location}: {why}") from None
+        raise ValueError(f"{role} {location}: {_reason(error)}") from None
     there = {f.name: f.dataType.simpleString() for f in table.schema}
     wanted = {f.name: f.dataType.simpleString() for f in needed}
     bad = [name for name, kind in wanted.items() if there.get(name) != kind]
@@ -257,6 +275,12 @@ def read_table(spark: SparkSession, location: str, needed: T.StructType, role: s
         describe = "; ".join(f"{name} must be {wanted[name]}, is {there.get(name, 'missing')}" for name in bad)
         raise ValueError(f"{role} {location}: {describe}; it has {', '.join(f'{n} {k}' for n, k in there.items())}")
     return table
+
+
+def _reason(error: Exception) -> str:
+    """In one line. An executor's words are deep in the trace."""
+    found = re.search(r"\[[A-Z_.]+\] [^\n]*|(?<=Exception: )[^\n]*", str(error))
+    return (found[0] if found else str(error).splitlines()[0]).split(" SQLSTATE")[0]
 
 
 def read_again(spark: SparkSession, location: str, columns: T.StructType) -> DataFrame:
@@ -268,14 +292,24 @@ def _read_path(spark: SparkSession, location: str) -> DataFrame:
     """Parquet, or Delta where the folder has Delta's log."""
     if not glob.has_magic(location) and Folder(spark, location).exists("_delta_log"):
         return spark.read.format("delta").load(location)
-    return spark.read.parquet(*_files(location))
+    return spark.read.parquet(*files_of(location))
 
 
-def _files(location: str) -> list[str]:
-    """What a local glob matches, in order; any other path is left to Spark, which warns at length of a glob."""
+def files_of(location: str) -> list[str]:
+    """What a local glob matches, in order, but for the tables of runs and scores beside others that it matches; any
+    other path is left to Spark, which warns at length of a glob."""
     path = local_path(location)
     found = sorted(glob.glob(path)) if path is not None and glob.has_magic(path) else []  # noqa: PTH207
-    return found or [location]
+    of_others = {f"{name}_{what}" for name in found for what in ("runs", "scores")}
+    return [name for name in found if name not in of_others] or [location]
+
+
+def table_exists(spark: SparkSession, name: str) -> bool:
+    """Whether the catalog has it. Raises ValueError where there is no such catalog."""
+    try:
+        return bool(spark.catalog.tableExists(name))
+    except AnalysisException as error:
+        raise ValueError(f"{name}: {_reason(error)}") from None
 
 
 def describe(spark: SparkSession, name: str) -> dict[str, str]:
@@ -296,7 +330,7 @@ def create(spark: SparkSession, name: str, schema: T.StructType, provider: str) 
         if absent := [f for f in schema if f.name not in there]:
             spark.sql(f"ALTER TABLE {name} ADD COLUMNS ({define(absent)})")
     except AnalysisException as error:
-        raise ValueError(f"{name}: {str(error).splitlines()[0].split(' SQLSTATE')[0]}") from None
+        raise ValueError(f"{name}: {_reason(error)}") from None
 
 
 def _quoted(field: T.StructField) -> str:
@@ -323,6 +357,14 @@ def write_table(table: DataFrame, location: str, mode: str, rebalance: bool = Tr
         replace_path(rows, location)
 
 
+def drop_table(spark: SparkSession, location: str) -> None:
+    """Removes the table, where there is one."""
+    if is_table_name(location):
+        spark.sql(f"DROP TABLE IF EXISTS {location}")
+    else:
+        Folder(spark, location).delete()
+
+
 def append_path(table: DataFrame, location: str) -> None:
     """Adds a file of `table`'s rows, whoever else adds one meanwhile: what Spark itself appends to a folder waits in
     one place there for all runs, and the first to end removes it."""
@@ -333,7 +375,7 @@ def append_path(table: DataFrame, location: str) -> None:
 
 def place_file(table: DataFrame, staged: Folder, folder: Folder, file: str = "") -> None:
     """Writes `table` as one file to the folder `staged`, and moves it into `folder`, as `file` or by Spark's name."""
-    table.coalesce(1).write.parquet(staged.location)
+    table.coalesce(1).write.option("maxRecordsPerFile", 0).parquet(staged.location)
     [name] = staged.names()
     folder.place(staged, name, file or name)
 
@@ -378,13 +420,15 @@ def beside(location: str, name: str) -> str:
 
 def staging(spark: SparkSession, location: str, below: str = "") -> str:
     """Where rows are kept until they are committed: a hidden folder of the table's own, whatever else is there, below
-    `below`, or else beside the table or in Spark's warehouse."""
+    `below`, or else beside the table or, where Hadoop does not reach it, in Spark's warehouse."""
     if below:
-        path = local_path(location)
-        whole = (location if path is None else os.path.abspath(path)).rstrip("/")  # noqa: PTH100
+        whole = absolute(location)
         name = whole.rpartition("/")[2]
         return f"{below.rstrip('/')}/.{name}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}-staging"
     if is_table_name(location):
+        place = describe(spark, location).get("Location", "") if table_exists(spark, location) else ""
+        if Folder.is_reached(spark, place):
+            return sibling(place, "staging")
         return f"{spark.conf.get('spark.sql.warehouse.dir')}/.{location}-staging"
     return sibling(location, "staging")
 

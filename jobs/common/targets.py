@@ -24,6 +24,7 @@ from jobs.common.files import Folder
 
 FORMATS = ("parquet", "delta", "iceberg")
 KEYS = ("image_id", "model_id", "decode_id")
+PARTITIONED = "is partitioned, which a Parquet table of captions is not"
 PACKAGES = {  # of the Spark version that pyproject.toml names
     "delta": ("io.delta.tables.DeltaTable", "io.delta:delta-spark_4.1_2.13:4.4.0"),
     "iceberg": ("org.apache.iceberg.spark.SparkCatalog", "org.apache.iceberg:iceberg-spark-runtime-4.1_2.13:1.12.0"),
@@ -69,7 +70,7 @@ class ParquetTarget(Target):
     def _folder(self) -> Folder | None:
         if not tables.is_table_name(self.location):
             return Folder(self.spark, self.location)
-        if not self.spark.catalog.tableExists(self.location):
+        if not tables.table_exists(self.spark, self.location):
             return None
         about = tables.describe(self.spark, self.location)
         if about.get("Provider", "").lower() != "parquet":
@@ -77,7 +78,7 @@ class ParquetTarget(Target):
                 f"--captions {self.location}: is a table of format {about.get('Provider')}; choose it by --format"
             )
         if "# Partition Information" in about:
-            raise ValueError(f"--captions {self.location}: is partitioned, which a Parquet table of captions is not")
+            raise ValueError(f"--captions {self.location}: {PARTITIONED}")
         return Folder(self.spark, about["Location"])
 
     def open(self) -> DataFrame | None:
@@ -97,10 +98,13 @@ class ParquetTarget(Target):
 
     def _read(self) -> DataFrame | None:
         folder = self._folder()
-        if folder is None or not folder.names():
+        names = folder.names() if folder is not None else []
+        if folder is None or not names:
             return None
         if folder.exists("_delta_log"):
             raise ValueError(f"--captions {self.location}: is a Delta table; choose it by --format delta")
+        if any("=" in name for name in names):
+            raise ValueError(f"--captions {self.location}: {PARTITIONED}")
         tables.read_table(self.spark, self.location, tables.FIRST_CAPTIONS, "--captions")
         # Files of an earlier version lack columns: by the whole schema, these are null.
         rows = self.spark.read.schema(tables.CAPTIONS).parquet(folder.location)
@@ -156,11 +160,14 @@ class TransactionTarget(Target):
 
     @property
     def _name(self) -> str:
-        return self.location if tables.is_table_name(self.location) else f"delta.`{self.location}`"
+        if tables.is_table_name(self.location):
+            return self.location
+        whole = Folder(self.spark, self.location).whole("")  # Delta takes no relative path
+        return f"delta.`{whole.replace('`', '``')}`"
 
     def _exists(self) -> bool:
         if tables.is_table_name(self.location):
-            return bool(self.spark.catalog.tableExists(self.location))
+            return tables.table_exists(self.spark, self.location)
         return Folder(self.spark, self.location).exists("_delta_log")
 
     def open(self) -> DataFrame | None:
@@ -196,7 +203,8 @@ class TransactionTarget(Target):
 
     def overwrite(self, rows: DataFrame) -> None:
         rows.select(tables.CAPTIONS.names).hint("rebalance").createOrReplaceTempView("all_rows")
-        self.spark.sql(f"INSERT OVERWRITE {self._name} SELECT * FROM all_rows")
+        columns = ", ".join(tables.CAPTIONS.names)
+        self.spark.sql(f"INSERT OVERWRITE {self._name} ({columns}) SELECT {columns} FROM all_rows")
         self.spark.catalog.dropTempView("all_rows")
 
 
@@ -209,12 +217,20 @@ def check_target(location: str, form: str) -> None:
     tables.check_writable(location, "--captions")
 
 
+def prepare_target(spark: SparkSession, location: str, form: str) -> None:
+    """Makes a table of a catalog where there is none, so that all runs find the lease where it is. Raises ValueError
+    where this Spark lacks the format's jar, or the catalog."""
+    if form in PACKAGES:
+        needed, package = PACKAGES[form]
+        assert spark._jvm is not None
+        if not spark._jvm.org.apache.spark.util.Utils.classIsLoadable(needed):
+            raise ValueError(f"--format {form}: this Spark has no {needed}; give spark-submit --packages {package}")
+    if tables.is_table_name(location) and not tables.table_exists(spark, location):
+        tables.create(spark, location, tables.CAPTIONS, form)
+
+
 def find_target(spark: SparkSession, location: str, form: str, staging: Folder) -> Target:
-    """The table at `location`. Raises ValueError where this Spark lacks the format's jar."""
+    """The table at `location`."""
     if form == "parquet":
         return ParquetTarget(spark, location, staging)
-    needed, package = PACKAGES[form]
-    assert spark._jvm is not None
-    if not spark._jvm.org.apache.spark.util.Utils.classIsLoadable(needed):
-        raise ValueError(f"--format {form}: this Spark has no {needed}; give spark-submit --packages {package}")
     return TransactionTarget(spark, location, staging, form)

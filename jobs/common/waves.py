@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 
-from pyspark.sql import DataFrame
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from jobs.common import tables
@@ -78,21 +78,30 @@ class Plan:
 
 def plan(images: Images, target: Target, existing: DataFrame | None, keys: Mapping[str, str], limits: "Limits") -> Plan:
     """Lists what has no row yet under `keys`, what has one of another version, and what failed; and cuts it."""
+    spark = target.spark
     todo = find_todo(images, existing, keys, limits.max_attempts)
     if limits.images:
         todo = todo.limit(limits.images)
-    todo = target.stage(todo, "todo", maxRecordsPerFile=limits.wave)
+    todo = target.stage(todo, "todo", maxRecordsPerFile=limits.wave or _default_wave(spark))
     if not images.has_content:
         todo = todo.withColumn("unit", F.col("_metadata.file_path"))
     counted = todo.groupBy("replaces", "unit").agg(F.count("*").alias("n"), F.sum(F.col("copies") - 1).alias("spare"))
     rows = counted.collect()
-    waves = cut([(row["replaces"], row["unit"], row["n"]) for row in rows], limits.wave)
+    # Only now: before it has run anything, a cluster may not have told how many cores it has.
+    size = BROADCAST if images.whole else _default_wave(spark)
+    size = limits.wave or (min(size, BROADCAST) if images.has_content else size)
+    waves = cut([(row["replaces"], row["unit"], row["n"]) for row in rows], size)
     return Plan(images, todo, waves, {(row["replaces"], row["unit"]): row["spare"] for row in rows})
+
+
+def _default_wave(spark: SparkSession) -> int:
+    return IMAGES_PER_CORE * spark.sparkContext.defaultParallelism
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Of images in a run (0: none) and in a wave, and of attempts at one."""
+    """Of images in a run (0: none) and in a wave (0: by the cores; or, where each wave reads the whole source, as many
+    as can be), and of attempts at one."""
 
     images: int
     wave: int
@@ -128,6 +137,7 @@ def find_todo(images: Images, existing: DataFrame | None, keys: Mapping[str, str
             .withColumn("attempts", F.when(F.col("commit").isNull() | changed, 1).otherwise(F.col("tried") + 1))
             .withColumn("known", again & ~changed & (F.col("captioned_at") < F.expr(f"current_timestamp() - {KNOWN}")))
             .withColumnRenamed("commit", "replaces")
+            .dropDuplicates(list(NAMED))  # of an image that stands there twice: one row a run is mended
         )
     return todo.select("image_id", "image_version", "uri", "unit", "copies", "attempts", "known", "replaces")
 
@@ -158,14 +168,17 @@ def cut(units: Units, size: int) -> list[Wave]:
 
 def _cut_commit(units: list[tuple[str | None, str | None, int]], size: int) -> list[Wave]:
     """Those that replace rows of one commit, or none."""
-    waves: list[Wave] = []
-    for commit, unit, n in units:
-        last = waves[-1] if waves else None
-        if last and last.size + n <= size:
-            waves[-1] = Wave(last.replaces, (*last.units, unit), last.size + n)
-        else:
-            waves.append(Wave(() if commit is None else (commit,), (unit,), n))
-    return waves
+    parts: list[list[tuple[str | None, int]]] = []
+    held = 0
+    for _, unit, n in units:
+        if not parts or held + n > size:
+            parts.append([])
+            held = 0
+        parts[-1].append((unit, n))
+        held += n
+    commit = units[0][0]
+    replaces = () if commit is None else (commit,)
+    return [Wave(replaces, tuple(unit for unit, _ in part), sum(n for _, n in part)) for part in parts]
 
 
 def _of_units(rows: DataFrame, wave: Wave) -> DataFrame:

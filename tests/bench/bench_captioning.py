@@ -46,6 +46,7 @@ os.environ |= {"PYTHONPATH": str(ROOT), "PYSPARK_PYTHON": sys.executable, "SPARK
 
 from jobs import caption_images  # noqa: E402
 from jobs.common.logs import Logging  # noqa: E402
+from jobs.common.outcome import Outcome  # noqa: E402
 from jobs.common.session import build_session  # noqa: E402
 from jobs.common.sources import IMAGES_PER_TASK  # noqa: E402
 from nic_model.captioner import Captioner  # noqa: E402
@@ -94,7 +95,8 @@ def run_job(spark: SparkSession, options: argparse.Namespace, images: Path, fold
     if options.batch_size:
         arguments += ["--batch-size", str(options.batch_size)]
     job = caption_images.check(caption_images.parse_args(arguments))
-    outcome = caption_images.run(spark, job, Logging(level=logging.WARNING))
+    outcome = Outcome()
+    caption_images.run(spark, job, Logging(level=logging.WARNING), outcome)
     assert set(outcome.counts) == {"ok"}, outcome.counts
 
 

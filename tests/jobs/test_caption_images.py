@@ -19,7 +19,8 @@ from jobs.common.captioning import CaptioningConfig, read_captioning
 from jobs.common.logs import Logging
 from jobs.common.session import exit_status
 from jobs.common.sources import ImageTable, spread
-from jobs.common.storage import Access
+from jobs.common.storage import Access, SystemicError
+from jobs.common.targets import ParquetTarget
 from jobs.common.udfs import StatusCounts, Watch, import_workers, warm_worker
 from nic_model.captioner import Captioner
 from nic_model.checkpoint import CaptionModel, save_model
@@ -110,6 +111,56 @@ def test_other_settings_stand_beside_and_overwrite_replaces(spark: SparkSession,
     assert spark.read.parquet(out).count() == 6
     assert run(model, folder, "--captions", out, "--mode", "overwrite", "--limit", 2) == 0
     assert spark.read.parquet(out).count() == 2
+
+
+def test_a_source_without_images_gives_an_empty_table(
+    spark: SparkSession, model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relative path, in Delta, and with references that nothing is scored against."""
+    monkeypatch.chdir(folder.parent)
+    (folder.parent / "list.jsonl").write_text("")
+    spark.createDataFrame([("a.png", ["a dog"])], tables.REFERENCES).write.parquet(str(folder.parent / "refs"))
+    empty = spark.createDataFrame([], "image_id string, content binary")
+    empty.write.parquet(str(folder.parent / "none.parquet"))
+    for form in ("parquet", "delta"):
+        given = ("--captions", f"out/{form}", "--format", form)
+        assert run(model, Path("none.parquet"), *given, "--references", "refs") == 0
+        assert spark.read.format(form).load(f"{folder.parent}/out/{form}").count() == 0
+        assert run(model, folder, *given) == 0
+        assert spark.read.format(form).load(f"{folder.parent}/out/{form}").count() == 3
+        assert run(model, Path("none.parquet"), *given, "--mode", "overwrite") == 0
+        assert spark.read.format(form).load(f"{folder.parent}/out/{form}").count() == 0
+
+
+def test_a_run_that_stops_leaves_its_row(
+    spark: SparkSession, model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = ParquetTarget.commit
+
+    def failing(self: ParquetTarget, rows: DataFrame, name: str, replaces: Sequence[str]) -> None:
+        if list(folder.parent.glob("captions/*.parquet")):
+            raise SystemicError("no more room")
+        commit(self, rows, name, replaces)
+
+    monkeypatch.setattr(ParquetTarget, "commit", failing)
+    out = folder.parent / "captions"
+    spark.createDataFrame(
+        [(name, bytearray(content)) for name, content in zip("ab", photographs(2), strict=True)],
+        "image_id string, content binary",
+    ).repartition(2, "image_id").write.parquet(str(folder.parent / "two.parquet"))
+    assert run(model, folder.parent / "two.parquet", "--captions", out, "--wave-size", 1) == 1
+    (record,) = spark.read.parquet(f"{out}_runs").collect()
+    assert record["counts"] == {"ok": 1}
+    assert json.loads(record["options"])["stopped"] == "no more room"
+
+
+def test_a_partitioned_folder_is_no_parquet_table_of_captions(
+    spark: SparkSession, model: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(folder.parent / "captions")
+    spark.createDataFrame([("x", "ok")], "image_id string, status string").write.partitionBy("status").parquet(out)
+    assert run(model, folder, "--captions", out) == 2
+    assert "is partitioned, which a Parquet table of captions is not" in capsys.readouterr().err
 
 
 def test_a_python_worker_loads_the_models_ahead(spark: SparkSession, tmp_path: Path) -> None:

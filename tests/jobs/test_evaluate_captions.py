@@ -245,6 +245,8 @@ def test_bad_tables(spark: SparkSession, tmp_path: Path, capsys: pytest.CaptureF
     assert_refused(["--captions", arguments[3], *arguments[2:]], "model_id must be string, is missing", capsys)
     (tmp_path / "coco.json").write_text('{"annotations": []}\n' * 10)
     assert_refused([*arguments[:3], str(tmp_path / "coco.json"), *arguments[4:]], "coco.json: ", capsys)
+    within = [*arguments[:5], f"{arguments[1]}/scores"]
+    assert_refused(within, f"captions/scores/segments: --captions {arguments[1]} is there, and is read", capsys)
     (tmp_path / "scores" / "segments").mkdir(parents=True)
     (tmp_path / "scores" / "segments" / "thesis.pdf").touch()
     assert_refused(arguments, "holds thesis.pdf", capsys)
@@ -290,6 +292,8 @@ def test_slices(spark: SparkSession, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert (corpus["metric"], corpus["n_segments"], corpus["n_missing"]) == ("rouge_l", 3, 2)
     assert_refused([*arguments, "--by", "colour"], "--by colour: must be caption_length or a column of", capsys)
     assert_refused([*arguments, "--by", "captions"], "--by captions: must be caption_length or a column of", capsys)
+    assert evaluate_captions.main([*arguments, "--metrics", "rouge_l"]) == 0
+    assert not (tmp_path / "scores" / "slices").exists()
 
 
 def test_saved_document_frequencies(spark: SparkSession, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -172,6 +172,8 @@ def test_the_real_dev_set(spark: SparkSession, tmp_path: Path) -> None:
         ("--input t.token p.parquet --images photographs", "either tables or files that name"),
         ("--input p.parquet --images photographs", "--split and --images go with an input that names"),
         ("--input p.parquet --out .", "images: holds photograph.jpg, which is of no table"),
+        ("--input out2/images --out out2", "out2/images is there, and is read; name another place"),
+        ("--input out2/ref*/ --out out2", "ref* is there, and is read; name another place"),
         ("--input no.parquet", "no.parquet: no such file or folder"),
         ("--input uncaptioned.parquet", "captions must be array<string>, is missing"),
         ("--input p.parquet p.parquet", "image_id a stands in 2 rows: it must be unique"),
@@ -187,6 +189,8 @@ def test_what_cannot_be_done_is_one_clear_line(
     photograph.parent.mkdir()
     photograph.touch()
     parquet(tmp_path / "p.parquet", [{"image_id": "a", "content": b"x", "captions": ["A"]}])
+    for name in ("images", "references"):
+        (tmp_path / "out2" / name).mkdir(parents=True)
     parquet(tmp_path / "nameless.parquet", [{"image_id": None, "content": b"x", "captions": ["A"]}])
     pq.write_table(pa.table({"image_id": ["a"], "content": [b"x"]}), tmp_path / "uncaptioned.parquet")
     arguments += "" if "--out" in arguments else " --out out"

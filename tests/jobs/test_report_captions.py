@@ -193,6 +193,28 @@ def test_of_many_images_the_extremes_are_picked(spark: SparkSession) -> None:
     assert picked[:5] == ["000", "005", "010", "015", "020"]
     assert {"001", "002", "003", "004", "006", "099", "098", "097", "096", "094"} <= set(picked)
     assert len(report.pick(table, "score", 1000)) == 100
+    # What fits is all shown, however many failed.
+    mostly = table.where("status != 'ok' or image_id < '004'")
+    assert len(report.pick(mostly, "score", 40)) == 23
+    assert sum(row["status"] == "ok" for row in report.pick(mostly, "score", 8)) == 3
+
+
+def test_metrics_without_a_score_are_not_shown(spark: SparkSession) -> None:
+    rows = [{"image_id": "a", "bleu_1": 50.0, "bleu_4": 0.0}, {"image_id": "b"}]
+    assert report.scored(spark.createDataFrame(rows, tables.SEGMENTS)) == ["bleu_1", "bleu_4"]
+
+
+def test_models_of_other_names_are_told_apart(spark: SparkSession) -> None:
+    ids = ["vit-gpt2-base", "vit-gpt2-large", "0123456789abcdef", None]
+    rows = [{"model_id": name, "decode_id": "greedy", "metric": "cider", "score": 1.0} for name in ids]
+    keys = {"model_id": "vit-gpt2-base", "decode_id": "greedy"}
+    found = report.corpus_scores(spark.createDataFrame(rows, tables.CORPUS), keys)
+    assert [model["name"] for model in found] == [
+        "this model",
+        "null, decoding greedy",
+        "01234567, decoding greedy",
+        "vit-gpt2-large, decoding greedy",
+    ]
 
 
 @pytest.mark.parametrize(

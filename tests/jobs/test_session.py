@@ -35,6 +35,13 @@ FROM_A_STORE = """An error occurred while calling o7.sql.
             "[Errno 28] No space left on device: '/out/.staging'",
         ),
         (PermissionError(13, "Permission denied", "/out"), "[Errno 13] Permission denied: '/out'"),
+        (RuntimeError("[FAILED_READ_FILE.FILE_NOT_EXIST] x"), "a table was replaced while it was read: run it again"),
+        (
+            RuntimeError(
+                'Py4J\n: org.apache.hadoop.fs.UnsupportedFileSystemException: No FileSystem for scheme "odd"\n'
+            ),
+            'No FileSystem for scheme "odd"',
+        ),
         (ZeroDivisionError("division by zero"), None),
     ],
 )

@@ -6,8 +6,20 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from pyspark.sql import SparkSession
 
-from jobs.common.sources import ImageFiles, ImageObjects, ImageTable, Source, _modified, find_source
+from jobs.common.session import systemic
+from jobs.common.sources import (
+    ImageFiles,
+    ImageObjects,
+    ImageTable,
+    Source,
+    _may_be_image,
+    _modified,
+    _of_inventory,
+    find_source,
+    image_columns,
+)
 from jobs.common.storage import SystemicError
 
 
@@ -41,6 +53,10 @@ def folder(tmp_path: Path) -> Path:
         ("s3://bucket/list.parquet", ImageTable),
         ("list.csv", ImageTable),
         ("lists/*.jsonl", ImageTable),
+        ("LIST.CSV", ImageTable),
+        ("list.ndjson.gz", ImageTable),
+        ("s3a://bucket/table", ImageTable),
+        ("hdfs://name/table", ImageTable),
     ],
 )
 def test_sources_are_told_apart(location: str, kind: type) -> None:
@@ -83,6 +99,78 @@ def test_a_relative_location_is_the_drivers(
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     assert sorted(listed(source)) == ["a.png", "sub/b.JPG"]
+
+
+def test_linked_folders_are_searched_too(folder: Path) -> None:
+    for other in ("one", "two"):
+        (folder.parent / other).mkdir()
+        (folder.parent / other / "c.png").write_bytes(b"x")
+    (folder / "linked").symlink_to(folder.parent / "one")
+    (folder.parent / "one" / "on").symlink_to(folder.parent / "two")
+    for back in (folder / "sub" / "back", folder.parent / "two" / "back"):  # or there would be no end to it
+        back.symlink_to(folder)
+    found = listed(ImageFiles(str(folder)))
+    assert sorted(found) == ["a.png", "linked/c.png", "linked/on/c.png", "sub/b.JPG"]
+
+
+def test_a_folder_whose_name_could_be_a_glob(folder: Path) -> None:
+    source = find_source(str(folder.rename(folder.with_name("Holiday [2026]"))))
+    assert isinstance(source, ImageFiles)
+    source.check()
+    assert sorted(listed(source)) == ["a.png", "sub/b.JPG"]
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        ("a/b.jpg", True),
+        ("a/_MG_1.JPG", True),
+        ("a/3f5e", True),
+        ("a/notes.txt", False),
+        ("a/_SUCCESS", False),
+        ("a/.DS_Store", False),
+        ("a.jpg/", False),
+    ],
+)
+def test_of_all_that_is_in_a_bucket_images_are_taken(spark: SparkSession, key: str, expected: bool) -> None:
+    """In a listing and in an S3 Inventory; a list made by hand is taken at its word."""
+    if not key.endswith("/"):  # which a listing leaves out
+        assert _may_be_image(key) == expected
+    rows = [("b", key, "new", True, False), ("b", key, "old", False, False), ("b", key, "gone", True, True)]
+    columns = "bucket string, key string, e_tag string, is_latest boolean, is_delete_marker boolean"
+    inventory = spark.createDataFrame(rows, columns)
+    assert [row["e_tag"] for row in _of_inventory(inventory).collect()] == ["new"] * expected
+    assert _of_inventory(inventory.select("bucket", "key")).count() == 3
+
+
+def test_columns_of_other_meaning_are_no_matter(spark: SparkSession) -> None:
+    rows = spark.createDataFrame([("a", bytearray(b"x"), 1, 2)], "image_id string, content binary, bucket int, key int")
+    columns, has_content = image_columns(rows, "--images x")
+    assert has_content
+    assert rows.select(*columns).collect()[0].asDict() == {
+        "image_id": "a",
+        "image_version": None,
+        "uri": None,
+        "content": b"x",
+    }
+
+
+def test_ids_that_are_not_utf_8_are_ids(spark: SparkSession) -> None:
+    """Python would not read them. They stay apart."""
+    values = "(X'636166E9'), (X'636166E8'), (X'636166C3A9')"
+    rows = spark.sql(f"SELECT CAST(col1 AS STRING) image_id, X'00' content FROM VALUES {values}")
+    columns, _ = image_columns(rows, "--images x")
+    found = [row["image_id"] for row in rows.select(*columns).collect()]
+    assert found == ["caf\ufffd 636166E9", "caf\ufffd 636166E8", "café"]
+
+
+def test_manifests_whose_columns_differ_in_order_are_not_mixed_up(spark: SparkSession, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("image_id,uri\none,s3://b/1.jpg\n")
+    (tmp_path / "b.csv").write_text("uri,image_id\ns3://b/2.jpg,two\n")
+    source = find_source(f"{tmp_path}/*.csv")
+    with pytest.raises(Exception, match="CSV header does not conform") as caught:
+        source.read(spark).rows.collect()
+    assert (systemic(caught.value) or "").startswith("CSV header does not conform to the schema, in file:")
 
 
 @pytest.mark.parametrize("location", ["images", "images/*.png", "images/a.png"])

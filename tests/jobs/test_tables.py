@@ -10,6 +10,7 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from jobs.common import tables
+from jobs.common.storage import SystemicError
 
 # Users' scripts rely on these.
 CONTRACTS = [
@@ -80,7 +81,14 @@ def test_beside(location: str, expected: str) -> None:
 
 
 def test_check_readable(tmp_path: Path) -> None:
-    for location in (str(tmp_path), f"file://{tmp_path}", f"{tmp_path.parent}/*", "db.captions", "s3://bucket/x"):
+    for location in (
+        str(tmp_path),
+        f"file://{tmp_path}",
+        f"file:{tmp_path}",
+        f"{tmp_path.parent}/*",
+        "db.captions",
+        "s3://bucket/x",
+    ):
         tables.check_readable(location, "--captions")
     for location in (f"{tmp_path}/none", f"{tmp_path}/*.parquet"):
         with pytest.raises(ValueError, match=r"^--captions .*: no such file or folder$"):
@@ -103,6 +111,17 @@ def test_check_writable(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=said):
             tables.check_writable(f"{tmp_path}/{location}", "--captions")
+
+
+def test_check_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("captions", "a_b"):
+        (tmp_path / name).mkdir()
+    for target, read in (("captions/segments", "captions"), (f"file://{tmp_path}/captions", "cap*/"), ("a", "a/x")):
+        with pytest.raises(ValueError, match=f"^--scores {target}: --captions .* is there, and is read"):
+            tables.check_apart(target, "--scores", read, "--captions")
+    for target, read in (("segments", "captions"), ("a", "a_b"), ("captions_scores/segments", "captions")):
+        tables.check_apart(target, "--scores", read, "--captions")
 
 
 def references(spark: SparkSession, *image_ids: str) -> DataFrame:
@@ -129,6 +148,9 @@ def test_read_table_says_what_is_wrong(spark: SparkSession, tmp_path: Path) -> N
         assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match="content must be binary, is missing"):
         tables.read_table(spark, path, T.StructType([tables.IMAGES["content"]]), "--images")
+    for location, said in (("s3://b/t", "Hadoop calls S3 s3a://"), ("s3a://b/t", "give spark-submit --packages")):
+        with pytest.raises(SystemicError, match=f"^--references {location}: .*: {said}"):
+            tables.read_table(spark, location, tables.REFERENCES, "--references")
     needed = T.StructType([tables.REFERENCES["image_id"]])
     assert tables.read_table(spark, path, needed, "--images").columns == ["image_id", "captions", "likes"]
 
@@ -144,6 +166,9 @@ def test_write_and_read_a_path(spark: SparkSession, tmp_path: Path) -> None:
     tables.write_table(table.where(F.col("image_id") != "b"), str(target), "overwrite")
     assert ids(spark.read.parquet(str(target))) == ["a", "c"]
     assert ids(spark.read.parquet(f"{tmp_path}/d*/t*")) == ["a", "c"]
+    tables.append_run(spark, str(target), {"run_id": "r"})
+    assert ids(tables.read_table(spark, f"{tmp_path}/d*/t*", tables.REFERENCES, "--references")) == ["a", "c"]
+    tables.drop_table(spark, f"{target}_runs")
     assert [path.name for path in target.parent.iterdir() if not path.name.endswith(".crc")] == ["table"]
 
 

@@ -13,7 +13,7 @@ from jobs import caption_images
 from jobs.common import files, tables, waves
 from jobs.common.files import Folder, lease
 from jobs.common.session import exit_status
-from jobs.common.sources import ImageTable
+from jobs.common.sources import Images, ImageTable
 from jobs.common.targets import FORMATS, find_target
 from jobs.common.waves import Wave
 from tests.nic_model.test_captioner import photographs
@@ -61,6 +61,39 @@ def test_only_what_holds_duplicates_is_moved_to_drop_them(spark: SparkSession, t
     assert sorted("Deduplicate" in text for text in plans) == [False, True]
 
 
+def test_tables_of_which_no_part_is_read_alone_are_read_seldom(spark: SparkSession, tmp_path: Path) -> None:
+    """Of Delta, each wave reads all files: waves are as large as can be, and by what the images are called."""
+    location = str(tmp_path / "images")
+    rows = [(f"{number}", bytearray(b"x")) for number in range(40)] + [("7", bytearray(b"y"))]
+    spark.createDataFrame(rows, "image_id string, content binary").repartition(5).write.format("delta").save(location)
+    images = ImageTable(location).read(spark)
+    assert images.whole
+    target = find_target(spark, str(tmp_path / "captions"), "parquet", Folder(spark, str(tmp_path / "staging")))
+    plan = waves.plan(images, target, None, {}, waves.Limits(images=0, wave=0, max_attempts=3))
+    assert [wave.size for wave in plan.waves] == [40]
+    target = find_target(spark, str(tmp_path / "captions"), "parquet", Folder(spark, str(tmp_path / "other")))
+    plan = waves.plan(images, target, None, {}, waves.Limits(images=0, wave=10, max_attempts=3))
+    assert len(plan.waves) >= 4
+    assert plan.duplicates == 1
+    read = [row["image_id"] for wave in plan.waves for row in plan.read(wave).collect()]
+    assert sorted(read) == sorted({image_id for image_id, _ in rows})
+
+
+def test_an_image_that_stands_in_the_table_twice_is_captioned_once(spark: SparkSession) -> None:
+    """As two runs at once may have left it."""
+    rows = [("a", "decode_error", day, 1, f"commit-{day}") for day in (1, 2, 3)] + [("b", "ok", 1, 1, "commit-1")]
+    columns = "image_id string, status string, captioned_at int, attempts int, commit string"
+    existing = spark.createDataFrame(rows, columns).withColumns({
+        "captioned_at": F.timestamp_seconds("captioned_at"), "image_version": F.lit("1"), "model_id": F.lit("m"),
+    })  # fmt: skip
+    images = spark.createDataFrame([("a", "1", None, None), ("b", "1", None, None)], LISTED_WITH_UNIT)
+    todo = waves.find_todo(Images(images, False, unique=True), existing, {"model_id": "m"}, 3).collect()
+    assert [(row["image_id"], row["attempts"]) for row in todo] == [("a", 2)]
+
+
+LISTED_WITH_UNIT = "image_id string, image_version string, uri string, unit string"
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_model_directory(tmp_path_factory.mktemp("model"))
@@ -88,6 +121,11 @@ def table(request: pytest.FixtureRequest, spark: SparkSession, tmp_path: Path) -
 def load(spark: SparkSession, form: str, location: str) -> DataFrame:
     """What a user who knows nothing of us reads."""
     return spark.table(location) if tables.is_table_name(location) else spark.read.format(form).load(location)
+
+
+def name_of(form: str, location: str) -> str:
+    """As SQL names it."""
+    return location if tables.is_table_name(location) else f"{form}.`{location}`"
 
 
 def read(spark: SparkSession, form: str, location: str) -> dict[str, Row]:
@@ -135,6 +173,9 @@ def test_nights(
     assert (second["worse.png"]["status"], second["worse.png"]["attempts"]) == ("decode_error", 2)
     assert (second["bad.png"]["status"], second["bad.png"]["attempts"]) == ("ok", 1)
 
+    if table[0] == "delta":  # a user's own column stays, and is in nobody's way
+        spark.sql(f"ALTER TABLE {name_of(*table)} ADD COLUMNS (mine STRING FIRST)")
+        second = read(spark, *table)
     capsys.readouterr()
     assert run(model, images, table, "--max-attempts", 2) == 0
     assert "nothing to do" in capsys.readouterr().out

@@ -34,6 +34,9 @@ def test_weights_may_be_in_a_checkpoint(weights: Path, tmp_path: Path) -> None:
     torch.save({"epoch": 3, "state_dict": state}, file)
     encoder = load_pretrained(Encoder(ModelConfig(encoder="tinynet_e", image_size=64)), file)
     assert all(tensor.equal(encoder.backbone.state_dict()[name]) for name, tensor in state.items())
+    file.write_bytes(b"no weights")
+    with pytest.raises(ValueError, match=r"checkpoint\.pth: not a file of weights \(\w+\)\Z"):
+        load_pretrained(encoder, file)
     torch.save({"epoch": 3, "weights": state}, file)
     with pytest.raises(ValueError, match="not a state dict: 'epoch' is no tensor"):
         load_pretrained(encoder, file)
@@ -60,6 +63,7 @@ def test_lower_and_upper_stages_are_the_encoder(name: str, stages: int, decoder:
     pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     with torch.inference_mode():
         torch.testing.assert_close(encoder.upper(encoder.lower(pixels, stages), stages), encoder(pixels))
+    assert encoder.convolutions(stages)
 
 
 @pytest.mark.parametrize(
@@ -74,6 +78,20 @@ def test_grid_is_of_cells_row_by_row(name: str) -> None:
     side = math.isqrt(grid.shape[1])
     assert (vector.dim(), grid.dim(), side * side) == (2, 3, grid.shape[1])
     assert vector.shape[1] == encoders[0].output_size == encoders[1].output_size == grid.shape[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "decoder", "message"),
+    [
+        ("efficientvim_m1", "show_attend_tell", "--encoder efficientvim_m1: gives no grid; choose another, or"),
+        ("volo_d1_224", "show_attend_tell", "--encoder volo_d1_224: gives no grid; choose another, or"),
+        ("lambda_resnet26t", "show_tell", "--encoder lambda_resnet26t: cannot be used: required rank 4"),
+        ("halonet50ts", "show_tell", "--image-size 224: halonet50ts takes another: AssertionError"),
+    ],
+)
+def test_a_network_that_will_not_do_says_why(name: str, decoder: str, message: str) -> None:
+    with pytest.raises(ValueError, match=rf"{message}.*\Z"):
+        Encoder(ModelConfig(encoder=name, decoder=decoder))
 
 
 def test_batch_norm_of_the_encoder_keeps_its_statistics() -> None:

@@ -69,7 +69,7 @@ def test_an_encoder_alone_is_hastened() -> None:
     lower, pixels = Lower(model_of("resnet18").encoder, 2), colours(9)
     first, *others = lower.parameters()
     first.requires_grad_(False)
-    fast = hasten(lower, pixels[:4])
+    fast = hasten(lower, pixels[:4], torch.bfloat16)
     assert fast is not lower
     assert not first.requires_grad
     assert all(weight.requires_grad for weight in others)  # what learns goes on learning
@@ -82,7 +82,7 @@ def test_an_encoder_alone_is_hastened() -> None:
 def test_without_openvino_an_encoder_is_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
     encoder = tiny_model().encoder
-    assert hasten(encoder, colours(3)) is encoder
+    assert hasten(encoder, colours(3), torch.float32) is encoder
 
 
 class OnlyPairs(torch.nn.Module):

@@ -24,7 +24,7 @@ def test_features_are_kept_and_found_again(tmp_path: Path) -> None:
         return IMAGES + view, widened
 
     for _ in range(2):
-        cache = FeatureCache(tmp_path / "state", torch.device("cpu"), workers=0)
+        cache = FeatureCache(tmp_path / "state", torch.device("cpu"), workers=0, bf16=False)
         views = cache.views("features", 2, source)  # type: ignore[arg-type]
         for view, features in enumerate(views):
             assert (features.dtype, features.shape) == (torch.float16, (130, WIDTH))
@@ -40,7 +40,7 @@ def test_features_are_written_as_they_come(tmp_path: Path) -> None:
         sizes.append(sum(file.stat().st_size for file in tmp_path.glob("*")))
         return widened(batch)
 
-    FeatureCache(tmp_path, torch.device("cpu"), workers=0).views("features", 1, lambda _: (IMAGES, noted))
+    FeatureCache(tmp_path, torch.device("cpu"), workers=0, bf16=False).views("features", 1, lambda _: (IMAGES, noted))
     batch = 64 * WIDTH * 2
     assert [size // batch for size in sizes] == [0, 1, 2]
 
@@ -51,7 +51,7 @@ def test_interrupted_features_are_computed_again(tmp_path: Path) -> None:
             raise KeyboardInterrupt
         return widened(batch)
 
-    cache = FeatureCache(tmp_path, torch.device("cpu"), workers=0)
+    cache = FeatureCache(tmp_path, torch.device("cpu"), workers=0, bf16=False)
     with pytest.raises(KeyboardInterrupt):
         cache.views("features", 1, lambda _: (IMAGES, interrupted))
     (features,) = cache.views("features", 1, lambda _: (IMAGES, widened))

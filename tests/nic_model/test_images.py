@@ -9,7 +9,7 @@ from PIL import Image
 
 from nic_model import images
 from nic_model.images import ImageError, decode, open_rgb, plain_size
-from tests.hostile_images import encode
+from tests.hostile_images import encode, with_round_alpha
 
 SIZE = 64
 
@@ -93,6 +93,32 @@ def test_grey_images_keep_their_greys(mode: str) -> None:
     assert rgb[:, 0].mean() < 10
     assert rgb[:, -1].mean() > 245
     assert rgb[0].tolist() == rgb[1].tolist() == rgb[2].tolist()
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "I;16", "I", "F", "P", "LA", "RGBA", "CMYK"])
+def test_large_images_are_worked_on_strip_by_strip(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several copies of them would not fit; they look as they would."""
+    grey = np.asarray(picture().convert("L"))
+    image = {
+        "I;16": Image.fromarray(grey.astype(np.uint16) * 257),
+        "I": Image.fromarray(grey.astype(np.int32) * 1000),
+        "F": Image.fromarray(grey.astype(np.float32) / 7),
+    }.get(mode) or with_round_alpha(encode(picture())).convert(mode)
+    content = encode(image, "PNG" if mode == "P" else "TIFF")
+    whole = decode(content, 16)
+    sizes, to_rgb = [], images._to_rgb
+
+    def noted(strip: Image.Image, *others: float) -> Image.Image:
+        sizes.append(strip.size)
+        return to_rgb(strip, *others)
+
+    monkeypatch.setattr(images, "_to_rgb", noted)
+    monkeypatch.setattr(images, "WHOLE_PIXELS", 1000)
+    monkeypatch.setattr(images, "STRIP_PIXELS", 500)
+    large = decode(content, 16)
+    assert sizes == [(120, 6)] * 13 + [(120, 2)]  # thirds of the sides are at least 4/3 of 16
+    assert (large.width, large.height) == (120, 80)
+    assert np.abs(large.rgb.astype(int) - whole.rgb).mean() < 3
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])

@@ -1,6 +1,7 @@
 """Training on a handful of images: it learns, repeats, and goes on after an interruption as if there had been none."""
 
 import csv
+import errno
 import io
 import json
 import re
@@ -17,17 +18,18 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.optim.swa_utils import AveragedModel
 
-from nic_model import train, training
-from nic_model.batches import ImageViews, Tokens, names_a_side, shuffled
+from nic_model import average, train, training
+from nic_model.batches import ImageViews, Tokens, decodable, load_views, names_a_side, shuffled
 from nic_model.captioner import Caption, Captioner
-from nic_model.checkpoint import save_model
-from nic_model.config import DecodeConfig
-from nic_model.datasets import read_dataset
+from nic_model.checkpoint import check_out, save_model
+from nic_model.config import DecodeConfig, TrainConfig
+from nic_model.datasets import Example, read_dataset
 from nic_model.model_files import FILES
-from nic_model.phases import running_average
+from nic_model.phases import make_optimizer, phases, running_average
 from nic_model.state import claim
 from nic_model.vocabulary import Vocabulary
-from tests.tiny import tiny_model, tiny_model_directory
+from tests.hostile_images import encode
+from tests.tiny import CONFIG, tiny_model, tiny_model_directory
 
 COLOURS = {"red": (220, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 220), "white": (240, 240, 240)}
 
@@ -70,9 +72,9 @@ def arguments(folder: Path, out: str, **settings: object) -> list[str]:
     }  # fmt: skip
     options = [word for name, value in values.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     data = ["--train", str(folder / "train.parquet"), "--dev", str(folder / "dev.parquet")]
-    if values["encoder"] == "tinynet_e":
+    if values["encoder"] == "tinynet_e" and "init" not in values:
         data += ["--encoder-weights", str(folder / "encoder.safetensors")]
-    return [*data, "--out", str(folder / out), *options]
+    return [*data, "--out", str(folder / out), *options]  # of an option given twice the last counts
 
 
 def weights(directory: Path) -> dict[str, torch.Tensor]:
@@ -124,8 +126,7 @@ def test_resumed_is_uninterrupted(
             return update(*args)  # type: ignore[arg-type]
 
         monkeypatch.setattr(training.Training, "_update", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            run("cut")
+        assert run("cut") == 130
         monkeypatch.undo()
     assert run("cut") == 0
     whole, cut_off = (weights(tmp_path / name) for name in ("whole", "cut"))
@@ -140,19 +141,48 @@ def test_resumed_is_uninterrupted(
     assert all(same) is ("self_critical_encoder_learning_rate" not in settings)
 
 
-def test_it_starts_from_another_model(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A decoder of another kind starts afresh on the model's encoder; one of the same kind goes on."""
+def test_it_starts_from_another_model(
+    folder: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A decoder of another kind starts afresh on the model's encoder, and it is said; one of the same kind goes on."""
+    caplog.set_level("INFO")
     nothing = {"frozen_epochs": 1, "fine_tune_epochs": 0, "self_critical_epochs": 0, "learning_rate": 0.0}
     assert train.main(arguments(folder, "first", **nothing)) == 0
     for kind, same in (("show_tell", True), ("show_attend_tell", False)):
-        options = arguments(folder, f"second-{kind}", decoder=kind, seed=2, average=0.0, **nothing)
-        assert train.main([*options, "--init", str(folder / "first")]) == 0
+        changes = {"decoder": kind, "init": folder / "first", "seed": 2, "average": 0.0}
+        assert train.main(arguments(folder, f"second-{kind}", **changes, **nothing)) == 0
         first, second = weights(folder / "first"), weights(folder / f"second-{kind}")
         assert all(first[name].equal(second[name]) for name in first if name.startswith("encoder."))
         name = "decoder.word_embedding.weight"
         assert first[name].equal(second[name]) is same
-    assert train.main([*arguments(folder, "third", **nothing), "--init", str(folder / "none")]) == 2
-    assert "--init" in capsys.readouterr().err
+        assert ("has a decoder show_tell: a new show_attend_tell is trained" in caplog.text) is not same
+    capsys.readouterr()
+    for init, changes, message in (
+        ("none", {}, "--init .*none: no such directory"),
+        ("first", {"hidden_size": 8}, "--init .*first: its decoder does not fit; it has --hidden-size 16"),
+        ("first", {"encoder": "resnet18"}, "--init .*first: its encoder does not fit; it has --encoder tinynet_e"),
+        ("first", {"encoder_weights": folder / "encoder.safetensors"}, "--encoder-weights .* has an encoder already"),
+    ):
+        assert train.main(arguments(folder, "third", init=folder / init, **changes, **nothing)) == 2
+        error = capsys.readouterr().err
+        assert re.search(f"error: {message}", error)
+        assert error.count("\n") == 1
+
+
+def test_settings_are_those_of_the_model_begun_with(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """But for what the configuration or an option says."""
+    data, file = ["--train", "a", "--dev", "b", "--out", "c"], tmp_path / "config.json"
+    file.write_text(json.dumps({"model": {"decoder": "show_attend_tell", "dropout": 0.1}}))
+    init = ["--init", str(tiny_model_directory(tmp_path))]
+    for options, changes in (
+        ([], {}),
+        (["--config", str(file), "--dropout", "0.2"], {"decoder": "show_attend_tell", "dropout": 0.2}),
+    ):
+        model, _, decode = train.read_configs(train.parse_args([*data, *init, *options]))
+        assert (model, decode) == (CONFIG.replace(**changes), DecodeConfig())
+    assert not caplog.records
+    train.read_configs(train.parse_args([*data, *init, "--min-count", "2"]))
+    assert "--min-count 2: is not used; the words are those of --init" in caplog.text
 
 
 def test_patience_ends_a_phase(folder: Path) -> None:
@@ -172,6 +202,17 @@ def test_settings_of_a_resumed_training_must_match(folder: Path, capsys: pytest.
     assert "settings.training holds a training with other settings" in capsys.readouterr().err
 
 
+def test_a_model_that_is_gone_is_missed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The training that wrote it has ended, and would write none."""
+    command = arguments(folder, "gone", frozen_epochs=1, fine_tune_epochs=0, self_critical_epochs=0)
+    assert train.main(command) == 0
+    (folder / "gone").rename(folder / "elsewhere")
+    assert train.main(command) == 2
+    assert "gone: is gone, but" in capsys.readouterr().err
+    (folder / "elsewhere").rename(folder / "gone")
+    assert train.main(command) == 0
+
+
 def test_features_of_other_settings_are_not_taken(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -183,19 +224,19 @@ def test_features_of_other_settings_are_not_taken(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(training.Training, "_update", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        train.main(data)
+    assert train.main(data) == 130
+    assert capsys.readouterr().err.endswith("interrupted; the same command goes on\n")
     monkeypatch.undo()
     assert not (folder / "aborted.training" / "state.pt").exists()
     other = {name: tensor + 1 for name, tensor in load_file(folder / "encoder.safetensors").items()}
     save_file(other, folder / "other.safetensors")
     for change in (
-        ["--image-size", "96"],
-        ["--seed", "2"],
-        ["--encoder-weights", str(folder / "other.safetensors")],
-        ["--init", str(tiny_model_directory(folder, seed=1))],
+        {"image_size": 96},
+        {"seed": 2},
+        {"encoder_weights": folder / "other.safetensors"},
+        {"init": tiny_model_directory(folder, seed=1)},
     ):
-        assert train.main([*data, *change]) == 2, change
+        assert train.main(arguments(folder, "aborted", **small, **change)) == 2, change
         assert "aborted.training holds a training with other settings" in capsys.readouterr().err
     assert train.main(data) == 0
 
@@ -236,9 +277,50 @@ def test_out_is_never_what_holds_other_things(folder: Path, tmp_path: Path, caps
     assert [path.name for path in tmp_path.iterdir()] == ["models"]
 
 
+def test_a_link_to_a_model_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "model")
+    for _ in range(2):
+        check_out(tmp_path / "link")
+        save_model(tmp_path / "link", tiny_model(), DecodeConfig(), {})
+    assert (tmp_path / "link").is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "model"]
+    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == sorted(FILES)
+
+
+def test_where_no_model_can_be_written_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="file cannot be written: Not a directory"):
+        check_out(tmp_path / "file" / "models" / "mine")
+    check_out(tmp_path / "models" / "mine")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == tmp_path / "mount")
+    with pytest.raises(ValueError, match="is a mount point, which cannot be replaced"):
+        check_out(tmp_path / "mount")
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model_directory(folder, seed=4)
+    out, write = tmp_path / "full", Path.write_bytes
+
+    def full(path: Path, content: bytes) -> int:
+        write(path, content[:9])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    small = {"frozen_epochs": 1, "fine_tune_epochs": 0, "self_critical_epochs": 0}
+    assert train.main(arguments(folder, str(out), **small)) == 2
+    assert capsys.readouterr().err.endswith("error: [Errno 28] No space left on device\n")
+    assert average.main([str(model), "--out", str(out)]) == 2
+    assert capsys.readouterr().err == "error: [Errno 28] No space left on device\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["full.training"]
+    assert not list((tmp_path / "full.training").glob(".*"))
+
+
 def test_what_a_training_began_with_is_not_overwritten(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = tiny_model_directory(folder, seed=2)
-    assert train.main([*arguments(folder, model.name), "--init", str(model)]) == 2
+    assert train.main(arguments(folder, model.name, init=model)) == 2
     assert "is --out too" in capsys.readouterr().err
 
 
@@ -248,13 +330,73 @@ def test_dev_images_are_not_trained_on(folder: Path, capsys: pytest.CaptureFixtu
     assert "4 of the dev images are trained on, such as dev-0.jpg" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("select_by", "n"), [("cider", 2), ("bleu_4", 1)])
+def test_so_many_dev_images_are_needed(select_by: str, n: int) -> None:
+    """CIDEr weighs words by how few of the images have them."""
+    examples = [Example(str(number), b"", ("a dog",)) for number in range(6)]
+    training.check_data(examples[n:], examples[:n], select_by)
+    with pytest.raises(
+        ValueError, match=f"--select-by cider.* of 1 dev image|1 for dev; there are {7 - n} and {n - 1}"
+    ):
+        training.check_data(examples[n - 1 :], examples[: n - 1], select_by)
+
+
+@pytest.mark.parametrize(("select_by", "best"), [("cider", 2), ("bleu_4", 1)])
+def test_equal_scores_are_told_apart_by_another(select_by: str, best: int) -> None:
+    run = object.__new__(training.Training)
+    run.config = TrainConfig(select_by=select_by)
+    run.history = [{"bleu_4": b, "cider": c} for b, c in ((0.0, 3.0), (2.0, 1.0), (1.0, 3.0), (1.0, 3.0))]
+    assert run.best() is run.history[best]
+
+
+def test_images_that_cannot_be_decoded_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    good = [Example(f"good-{number}", encode(Image.new("RGB", (9, 9))), ("a dog",)) for number in range(20)]
+    bad = [Example("text", b"text", ("a dog",)), Example("gone", tmp_path / "gone.jpg", ("a dog",))]
+    assert decodable("photos", [*good[:3], *bad, *good[3:]], 64) == good
+    assert not caplog.records[1:]
+    start = "photos: left out 2 of 22 that cannot be decoded: text (not an image in a known format"
+    assert caplog.text.count(start) == caplog.text.count("gone ([Errno 2] No such file") == 1
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("image", [b"text", Path("/nowhere/gone.jpg")])
+def test_an_image_that_goes_bad_is_named_in_one_line(workers: int, image: bytes | Path) -> None:
+    views = ImageViews([Example("it", image, ("a dog",))], 64)
+    with pytest.raises(ValueError, match=r"^training image it: .*\Z"):
+        list(load_views(views, [[0]], workers))
+
+
+def test_a_frozen_encoder_keeps_no_gradients() -> None:
+    """They would count when those of the decoder are scaled down, but not after an interruption."""
+    model = tiny_model()
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    config = TrainConfig()
+    make_optimizer(model, phases(config)[0], config, 10)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_the_baseline_is_what_the_model_would_say(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without dropout; and looking for it teaches batch norm nothing."""
+    search, modes = training.beam_search, []
+
+    def noted(decoder: torch.nn.Module, *others: object) -> object:
+        modes.append(decoder.training)
+        return search(decoder, *others)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(training, "beam_search", noted)
+    assert train.main(arguments(folder, "greedy", frozen_epochs=0, fine_tune_epochs=0, baseline="greedy")) == 0
+    assert modes == [False] * 5  # four batches, and the dev images
+
+
 def test_dev_images_may_have_a_folder_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As COCO's have."""
     options, given = [], []
     for part, images in (("train", "--images-dir"), ("dev", "--dev-images-dir")):
         (tmp_path / part).mkdir()
-        (tmp_path / part / f"{part}.jpg").write_bytes(b"an image")
-        (tmp_path / f"{part}.token").write_text(f"{part}.jpg#0\ta dog\n")
+        (tmp_path / part / f"{part}.jpg").write_bytes(encode(Image.new("RGB", (9, 9))))
+        (tmp_path / part / "damaged.jpg").write_bytes(b"damaged")
+        (tmp_path / f"{part}.token").write_text(f"{part}.jpg#0\ta dog\ndamaged.jpg#0\ta cat\n")
         options += [f"--{part}", str(tmp_path / f"{part}.token"), images, str(tmp_path / part)]
 
     def noted(*data: object) -> None:
@@ -273,10 +415,11 @@ def test_dev_images_may_have_a_folder_of_their_own(tmp_path: Path, monkeypatch: 
         ({"encoder": "tf_efficientnet_lite"}, "did you mean tf_efficientnet_lite0"),
         ({"batch_size": 1}, "--batch-size 1: must be at least 2"),
         ({"device": "tpu"}, "--device tpu: allowed are auto, cpu, cuda"),
-        ({"fine_tune_stages": 99}, "--fine-tune-stages 99: tinynet_e has 9; 0 means all"),
+        ({"fine_tune_stages": 99, "views": 0}, "--fine-tune-stages 99: tinynet_e has 9; 0 means all"),
         ({"embed_size": 0}, "--embed-size 0: must be at least 1"),
         ({"encoder": "vit_tiny_patch16_224"}, "--image-size 64: vit_tiny_patch16_224 takes another: Input height (64)"),
         ({"average": 1}, "--average 1.0: must be at least 0 and below 1"),
+        ({"min_count": 999}, "--min-count 999: no word of the training captions is seen so often; lower it"),
         ({"learning_rate": 1e30, "views": 1}, "at a learning rate of 1e+30: lower --learning-rate"),
     ],
 )
@@ -287,6 +430,7 @@ def test_bad_settings_are_one_line(
     error = capsys.readouterr().err
     assert re.search(re.escape(message), error)
     assert error.count("\n") == 1
+    assert not (folder / "bad").exists()
 
 
 @pytest.mark.parametrize(("n", "sizes"), [(8, [4, 4]), (9, [4, 5]), (10, [4, 4, 2]), (1, [1])])
