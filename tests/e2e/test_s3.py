@@ -14,7 +14,7 @@ from jobs import caption_images
 from jobs.common import executor, storage
 from jobs.common.executor import fetch_ahead
 from jobs.common.session import exit_status
-from jobs.common.storage import Access, Download, Listed, ObjectError, SystemicError
+from jobs.common.storage import Access, Download, ObjectError, SystemicError
 from nic_model.captioner import Failure
 from tests.e2e.flaky import flaky
 from tests.e2e.seaweed import SECRET, Seaweed

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import tempfile
 import time
 from collections import Counter
@@ -16,11 +17,12 @@ from pyspark.sql import DataFrame, SparkSession
 from jobs import caption_images
 from jobs.common import tables, waves
 from jobs.common.captioning import CaptioningConfig, read_captioning
+from jobs.common.files import Folder
 from jobs.common.logs import Logging
 from jobs.common.session import exit_status
 from jobs.common.sources import ImageTable, spread
 from jobs.common.storage import Access, SystemicError
-from jobs.common.targets import ParquetTarget
+from jobs.common.targets import ParquetTarget, TransactionTarget, find_target
 from jobs.common.udfs import StatusCounts, Watch, import_workers, warm_worker
 from nic_model.captioner import Captioner
 from nic_model.checkpoint import CaptionModel, save_model
@@ -113,23 +115,27 @@ def test_other_settings_stand_beside_and_overwrite_replaces(spark: SparkSession,
     assert spark.read.parquet(out).count() == 2
 
 
-def test_a_source_without_images_gives_an_empty_table(
-    spark: SparkSession, model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A relative path, in Delta, and with references that nothing is scored against."""
-    monkeypatch.chdir(folder.parent)
-    (folder.parent / "list.jsonl").write_text("")
-    spark.createDataFrame([("a.png", ["a dog"])], tables.REFERENCES).write.parquet(str(folder.parent / "refs"))
-    empty = spark.createDataFrame([], "image_id string, content binary")
-    empty.write.parquet(str(folder.parent / "none.parquet"))
+def test_a_source_without_images_gives_an_empty_table(spark: SparkSession, model: Path, folder: Path) -> None:
+    """And references that nothing is scored against are no matter."""
+    top = folder.parent
+    spark.createDataFrame([("a.png", ["a dog"])], tables.REFERENCES).write.parquet(f"{top}/refs")
+    spark.createDataFrame([], "image_id string, content binary").write.parquet(f"{top}/none.parquet")
     for form in ("parquet", "delta"):
-        given = ("--captions", f"out/{form}", "--format", form)
-        assert run(model, Path("none.parquet"), *given, "--references", "refs") == 0
-        assert spark.read.format(form).load(f"{folder.parent}/out/{form}").count() == 0
-        assert run(model, folder, *given) == 0
-        assert spark.read.format(form).load(f"{folder.parent}/out/{form}").count() == 3
-        assert run(model, Path("none.parquet"), *given, "--mode", "overwrite") == 0
-        assert spark.read.format(form).load(f"{folder.parent}/out/{form}").count() == 0
+        given = ("--captions", f"{top}/out/{form}", "--format", form)
+        for images, options, count in (
+            (top / "none.parquet", ("--references", top / "refs"), 0),
+            (folder, (), 3),
+            (top / "none.parquet", ("--mode", "overwrite"), 0),
+        ):
+            assert run(model, images, *given, *options) == 0
+            assert spark.read.format(form).load(f"{top}/out/{form}").count() == count
+
+
+def test_delta_is_told_whole_paths(spark: SparkSession, tmp_path: Path) -> None:
+    """It takes no others. A relative one is one below Spark's folder."""
+    target = find_target(spark, "out/a`b", "delta", Folder(spark, str(tmp_path)))
+    assert isinstance(target, TransactionTarget)
+    assert re.fullmatch(r"delta\.`file:/.*/out/a``b`", target._name)
 
 
 def test_a_run_that_stops_leaves_its_row(
