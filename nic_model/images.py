@@ -120,8 +120,8 @@ def open_rgb(content: bytes, size: int, max_pixels: int = MAX_PIXELS) -> tuple[I
     """The upright RGB image, with the original's width and height.
 
     What is much larger than `size` may come shrunk, to no less than 4/3 of that: JPEGs, and what needs work on its
-    colours. Of an animation the first
-    frame is taken; what is transparent becomes white; 16-bit samples are scaled to 8. Raises ImageError.
+    colours. Of an animation the first frame is taken; what is transparent becomes white; 16-bit samples are scaled to
+    8. Raises ImageError.
     """
     if not content:
         raise ImageError("decode_error", "the file is empty")
