@@ -1,8 +1,9 @@
 """How a model is run for search: a decoder whose features are pixels, by PyTorch or, on a CPU, compiled by OpenVINO;
 and how training runs what it does not train."""
 
-import functools
+import ctypes
 import logging
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -177,6 +178,7 @@ def _compile(
 ) -> Any:
     """`module` as an OpenVINO request, for any number of rows. Raises RuntimeError where it gives for `other`, of
     other sizes than `example`, not what `module` gives: a size of the example may have become a constant."""
+    import openvino
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
@@ -201,20 +203,28 @@ def _compile(
         # Pinned, all workers of a machine would sit on its first cores.
         "ENABLE_CPU_PINNING": False,
     }
-    request = _openvino().compile_model(converted, "CPU", options).create_infer_request()
+    with _signal_stack():
+        request = openvino.Core().compile_model(converted, "CPU", options).create_infer_request()
     for found, right in zip(_infer(request, other), expected, strict=True):
         if found.shape != right.shape or not (found - right).norm() <= TOLERANCE[precision] * right.norm():
             raise RuntimeError("its results are not PyTorch's")
     return request
 
 
-@functools.cache
-def _openvino() -> Any:
-    """Its runtime, kept for good: when its CPU plugin ends it leaves this thread with a signal stack that is no longer
-    there, on which the next signal, such as the end of a DataLoader's worker, would end the process."""
-    import openvino
-
-    return openvino.Core()
+@contextmanager
+def _signal_stack() -> Iterator[None]:
+    """Leaves this thread the stack that its signals are handled on. OpenVINO's CPU plugin sets one of its own and, of
+    two plugins that end in the order in which they began, puts a freed one back: the next signal, such as the end of a
+    DataLoader's worker, would end the process."""
+    if sys.platform != "linux":
+        yield
+        return
+    libc, before = ctypes.CDLL(None), ctypes.create_string_buffer(24)  # a stack_t
+    libc.sigaltstack(None, before)
+    try:
+        yield
+    finally:
+        libc.sigaltstack(before, None)
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """The compiled model against the model itself."""
 
+import ctypes
+import gc
 import logging
 import sys
 
@@ -117,3 +119,20 @@ def test_without_openvino_there_is_pytorch(monkeypatch: pytest.MonkeyPatch) -> N
 def test_unknown_engines_are_refused() -> None:
     with pytest.raises(ValueError, match="engine steam: allowed are auto, pytorch, openvino"):
         make_execution(tiny_model(), CPU, engine="steam")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="OpenVINO sets a stack for signals on Linux alone")
+def test_signals_are_handled_where_they_were() -> None:
+    """Whichever of two engines ends first: a stack that is freed would end the process at the next signal."""
+
+    def stack() -> bytes:
+        now = ctypes.create_string_buffer(24)
+        ctypes.CDLL(None).sigaltstack(None, now)
+        return now.raw
+
+    before, engines = stack(), [OpenVino(tiny_model()) for _ in range(2)]
+    assert stack() == before
+    while engines:
+        engines.pop(0)
+        gc.collect()
+        assert stack() == before
