@@ -42,7 +42,7 @@ START_PATIENCE_SECONDS = 15.0
 
 # A listing of S3 is parted into about so many, where there are folders to part it by.
 LISTINGS = 64
-PARTS = T.StructType([T.StructField("first", T.StringType()), T.StructField("last", T.StringType())])
+PARTS = T.StructType([T.StructField("prefix", T.StringType()), T.StructField("delimiter", T.StringType())])
 
 # Units that images are parted into by their ids, where Spark cannot read some files of a source alone.
 BUCKETS = 256
@@ -163,21 +163,22 @@ class ImageObjects:
     def read(self, spark: SparkSession) -> Images:
         """Executors list, each its part of the folders: the driver never holds the keys."""
         found = storage.split_listing(*self._place(), self.access, LISTINGS)
-        parts = [{"first": first, "last": last} for first, last in found]
+        parts = [{"prefix": prefix, "delimiter": delimiter} for prefix, delimiter in found]
         parted = tables.from_rows(spark, parts, PARTS).repartition(min(len(parts), LISTINGS))
         return _listing(parted.mapInArrow(self._list, LISTED))
 
     def _list(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         bucket, top = self._place()
         for part in (part for batch in batches for part in batch.to_pylist()):
-            for page in storage.list_range(bucket, top, self.access, part["first"], part["last"]):
+            for page in storage.list_objects(bucket, part["prefix"], self.access, part["delimiter"]):
+                objects = (one for one in page if isinstance(one, Listed))
                 yield _uris([
                     {
                         "image_id": one.key.removeprefix(top),
                         "image_version": one.version,
                         "uri": f"s3://{bucket}/{one.key}",
                     }
-                    for one in page
+                    for one in objects
                     if _may_be_image(one.key)
                 ])  # fmt: skip
 
@@ -237,8 +238,8 @@ def image_columns(table: DataFrame, what: str) -> tuple[list[Column], bool]:
     has_content = "content" in kinds
     choice = ("image_id", "content") if has_content else ("uri",) if "uri" in kinds else ("bucket", "key")
     needed = {**tables.MANIFEST, "content": "binary"}
-    if "key" not in choice:  # there these are anything
-        kinds = {name: kind for name, kind in kinds.items() if name not in ("bucket", "key")}
+    if "key" not in choice:  # these may be anything
+        kinds = {name: kind for name, kind in kinds.items() if name not in ("bucket", "key") or kind == "string"}
     bad = [n for n in needed if kinds.get(n, needed[n] if n not in choice else None) != needed[n]]
     if bad:
         wrong = "; ".join(f"{name} must be {needed[name]}, is {kinds.get(name, 'missing')}" for name in bad)

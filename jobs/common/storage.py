@@ -6,7 +6,6 @@ Executors run this: there is no Spark in it. Endpoint, region, profile, role and
 
 import functools
 import hashlib
-import math
 import os
 import random
 import re
@@ -49,8 +48,8 @@ CONNECT_SECONDS = 5
 READ_SECONDS = 20
 BODY_TRIES = 4  # a body that breaks off is asked for anew
 
-# How deep, and how many pages of each depth, are looked through to part a listing.
-DEPTH, PAGES = 4, 64
+# How deep, and how many pages of each folder, are looked through to part a listing, and into how many parts at most.
+DEPTH, PAGES, MOST_PARTS = 4, 10, 10_000
 
 # What is wrong with the run, not with one object: going on would write an error row for each image.
 SYSTEMIC = frozenset({
@@ -295,15 +294,12 @@ def _one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
-def list_objects(
-    bucket: str, prefix: str, access: Access, delimiter: str = "", after: str = ""
-) -> Iterator[list[Listed] | list[str]]:
-    """Pages of objects whose keys begin with `prefix`, of those that come after `after` if it is given; with a
-    delimiter, pages of the prefixes below it too, as str.
+def list_objects(bucket: str, prefix: str, access: Access, delimiter: str = "") -> Iterator[list[Listed] | list[str]]:
+    """Pages of objects whose keys begin with `prefix`; with a delimiter, pages of the prefixes below it too, as str.
 
     Raises SystemicError where listing is refused.
     """
-    parameters = {"Prefix": prefix, "Delimiter": delimiter, **({"StartAfter": after} if after else {})}
+    parameters = {"Prefix": prefix, "Delimiter": delimiter}
     while True:
         try:
             page = ask(access, bucket, "list_objects_v2", **parameters)
@@ -322,36 +318,28 @@ def list_objects(
         parameters["ContinuationToken"] = page["NextContinuationToken"]
 
 
-def split_listing(bucket: str, prefix: str, access: Access, wanted: int) -> list[tuple[str, str | None]]:
-    """Ranges of keys that together are all below `prefix`, each from after a first key to before a last, None: to the
-    end. Some `wanted` of them, where there are folders to part the keys by. Raises SystemicError."""
-    if bucket.endswith("--x-s3"):  # a directory bucket lists in no order
-        return [("", None)]
-    found: list[str] = []
+def split_listing(bucket: str, prefix: str, access: Access, wanted: int) -> list[tuple[str, str]]:
+    """Prefixes and delimiters whose listings together are that of `prefix`, in whatever order a server lists: some
+    `wanted` of them or more, where there are folders to part it by. Raises SystemicError."""
+    parts: list[tuple[str, str]] = []
     level = [prefix]
     for _ in range(DEPTH):
-        pages = max(1, PAGES // len(level))
-        level = [name for folder in level for name in _folders(bucket, folder, access, pages)]
-        found += level
-        if not level or len(found) >= wanted:
+        if not level or len(parts) + len(level) >= wanted:
             break
-    starts = ["", *sorted(found)[:: max(1, math.ceil(len(found) / wanted))][1:]]
-    return list(zip(starts, [*starts[1:], None], strict=True))
-
-
-def _folders(bucket: str, prefix: str, access: Access, pages: int) -> list[str]:
-    """Those in a folder that its first pages name."""
-    listed = islice(list_objects(bucket, prefix, access, "/"), 2 * pages)  # of objects and of folders in turn
-    return [name for page in listed for name in page if isinstance(name, str)]
-
-
-def list_range(bucket: str, prefix: str, access: Access, first: str, last: str | None) -> Iterator[list[Listed]]:
-    """Pages of the objects below `prefix` whose keys are in a range of `split_listing`. Raises SystemicError."""
-    for page in list_objects(bucket, prefix, access, after=first):
-        objects = [one for one in page if isinstance(one, Listed)]
-        yield [one for one in objects if last is None or one.key < last]
-        if last is not None and objects and objects[-1].key >= last:
-            return
+        looked: list[tuple[str, str]] = []
+        deeper: list[str] = []
+        for folder in level:
+            pages = list(islice(list_objects(bucket, folder, access, "/"), 2 * PAGES + 1))
+            if len(pages) > 2 * PAGES:  # too long to be looked through here
+                looked.append((folder, ""))
+                continue
+            looked.append((folder, "/"))
+            deeper += [name for page in pages for name in page if isinstance(name, str)]
+        if len(deeper) > MOST_PARTS:  # small ones: to list each would take more requests than all of them together
+            break
+        parts += looked
+        level = deeper
+    return parts + [(folder, "") for folder in level]
 
 
 def probe(uris: list[str], access: Access) -> None:

@@ -14,7 +14,7 @@ from jobs import caption_images
 from jobs.common import executor, storage
 from jobs.common.executor import fetch_ahead
 from jobs.common.session import exit_status
-from jobs.common.storage import Access, Download, ObjectError, SystemicError
+from jobs.common.storage import Access, Download, Listed, ObjectError, SystemicError
 from nic_model.captioner import Failure
 from tests.e2e.flaky import flaky
 from tests.e2e.seaweed import SECRET, Seaweed
@@ -98,18 +98,29 @@ def test_a_prefix_is_captioned(
     assert not any(SECRET.encode() in content for content in [*written, settings.encode()])
 
 
-@pytest.mark.parametrize(("wanted", "expected"), [(1, 1), (2, 2), (64, 6)])
+@pytest.mark.parametrize(("wanted", "expected"), [(1, 1), (2, 4), (64, 7)])
 def test_a_listing_is_parted(s3: Seaweed, wanted: int, expected: int) -> None:
-    """Between folders, so that executors share them; and together the parts are the whole, each key once."""
+    """By folders, so that executors share them; and together the parts are the whole, each key once."""
     keys = [f"parted/{name}" for name in ("1", "a/2", "a/b/3", "a/b/c/4", "a/bc/5", "d/6", "d-/7")]
     for key in keys:
         s3.admin().put_object(Bucket="photos", Key=key, Body=b"x")
     with configured(s3):
         access = Access(s3.endpoint)
         parts = storage.split_listing("photos", "parted/", access, wanted)
-        pages = [page for part in parts for page in storage.list_range("photos", "parted/", access, *part)]
+        pages = [
+            page for prefix, delimiter in parts for page in storage.list_objects("photos", prefix, access, delimiter)
+        ]
     assert len(parts) == expected
-    assert sorted(one.key for page in pages for one in page) == sorted(keys)
+    assert sorted(one.key for page in pages for one in page if isinstance(one, Listed)) == sorted(keys)
+
+
+def test_a_listing_of_many_small_folders_is_parted_above_them(s3: Seaweed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "MOST_PARTS", 3)
+    for key in ("a/1/x", "a/2/x", "b/1/x", "b/2/x"):
+        s3.admin().put_object(Bucket="photos", Key=f"small/{key}", Body=b"x")
+    with configured(s3):
+        parts = storage.split_listing("photos", "small/", Access(s3.endpoint), 64)
+    assert parts == [("small/", "/"), ("small/a/", ""), ("small/b/", "")]
 
 
 def test_a_manifest_is_captioned(
