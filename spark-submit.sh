@@ -32,7 +32,7 @@ Usage: ./spark-submit.sh [SPARK OPTIONS] JOB [JOB OPTIONS]
        ./spark-submit.sh --pack [FOLDER]
 
 Runs a job of this project on Spark, from any directory. The first run makes the Python
-environment .venv (about 6 GB, some minutes) and captions the samples, so that Java can
+environment .venv (about 7 GB, some minutes) and captions the samples, so that Java can
 archive the classes it loads; later runs start at once.
 
   SPARK OPTIONS  whatever spark-submit takes: --master, --conf, --driver-memory, --packages, ...
@@ -197,7 +197,7 @@ set_up() {
         : >"$unfinished"
     fi
     rm -f "$stamp"
-    say "set-up: installing $(grep -c '^[a-z0-9].*==' "$root/requirements.lock" || true) packages into .venv; with PyTorch and its CUDA libraries about 6 GB${new:+: this takes some minutes}"
+    say "set-up: installing $(grep -c '^[a-z0-9].*==' "$root/requirements.lock" || true) packages into .venv; with PyTorch and its CUDA libraries about 7 GB${new:+: this takes some minutes}"
     if ! with_clock install_locked; then
         say 'set-up failed: see the lines above; the next run tries again'
         exit 1

@@ -91,7 +91,8 @@ def run_job(spark: SparkSession, options: argparse.Namespace, images: Path, fold
     captions = folder / f"captions-{uuid.uuid4().hex}"
     arguments = ["--images", str(images), "--captions", str(captions), "--device", "cpu"]
     arguments += ["--model", str(options.model), "--precision", options.precision]
-    arguments += ["--beam-size", str(DECODING.beam_size), "--length-penalty", str(DECODING.length_penalty)]
+    for name, value in DECODING.to_dict().items():  # not what the model says, or it would search otherwise than recipes
+        arguments += [f"--{name.replace('_', '-')}", str(value)]
     if options.batch_size:
         arguments += ["--batch-size", str(options.batch_size)]
     job = caption_images.check(caption_images.parse_args(arguments))

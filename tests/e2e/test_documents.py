@@ -79,6 +79,7 @@ def bucket(s3: Seaweed) -> Iterator[None]:
 def real(words: list[str], data: Path) -> list[str]:
     """The words, with what they stand for in place of the documents' names."""
     names = {"/data/refs": f"{data}/refs.parquet", "models/mine": f"{data}/mine", "models/attention": f"{data}/mine"}
+    names["models/attentive"] = f"{data}/other"
     return [names.get(word) or re.sub(r"^/data/", f"{data}/", word) for word in words]
 
 

@@ -282,7 +282,7 @@ def test_the_environment_is_made_once(copy: Copy) -> None:
     lines = done.stderr.splitlines()
     assert [line.split()[1] for line in lines] == ["set-up,", *["set-up:"] * 4]
     assert "making .venv" in lines[0]
-    assert "6 GB" in lines[1]
+    assert "7 GB" in lines[1]
     assert "installed in" in lines[2]
     assert "captioning the samples" in lines[3]
     assert "later runs start sooner" in lines[4]
