@@ -210,10 +210,14 @@ class ImageTable:
         """Whether it is Parquet, of which Spark reads some files alone; of Delta, Iceberg and views it does not."""
         if tables.is_table_name(self.location):
             return tables.describe(spark, self.location).get("Provider", "").lower() == "parquet"
-        return glob.has_magic(self.location) or not Folder(spark, self.location).exists("_delta_log")
+        return glob.has_magic(self.location) or not Folder(spark, self._place()).exists("_delta_log")
+
+    def _place(self) -> str:
+        """As Hadoop names it."""
+        return f"s3a://{self.location[5:]}" if storage.is_s3(self.location) else self.location
 
     def _load(self, spark: SparkSession) -> DataFrame:
-        location = f"s3a://{self.location[5:]}" if storage.is_s3(self.location) else self.location  # as Hadoop names it
+        location = self._place()
         suffix = _manifest_suffix(location)
         if suffix is None or tables.is_table_name(location):
             return tables.read_table(spark, location, T.StructType(), role="--images")

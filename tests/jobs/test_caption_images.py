@@ -50,7 +50,7 @@ def folder(tmp_path: Path) -> Path:
     return images
 
 
-def run(model: Path, folder: Path, *options: object) -> int:
+def run(model: Path, folder: Path | str, *options: object) -> int:
     """The job as spark-submit would run it."""
     arguments = ["--images", str(folder), "--model", str(model), *map(str, options)]
     return exit_status(lambda: caption_images.main(arguments))
@@ -155,6 +155,27 @@ def test_a_run_that_stops_leaves_its_row(
     (record,) = spark.read.parquet(f"{out}_runs").collect()
     assert record["counts"] == {"ok": 1}
     assert json.loads(record["options"])["stopped"] == "no more room"
+
+
+def test_parquet_on_s3_is_what_hadoop_calls_s3a(spark: SparkSession, model: Path, folder: Path) -> None:
+    """Of Hadoop's own file systems one stands for s3a:// here, whose jar these tests do without."""
+    stored, out = folder.parent / "stored", folder.parent / "captions"
+    rows = [(name, bytearray(content)) for name, content in zip("ab", photographs(2), strict=True)]
+    spark.createDataFrame(rows, "image_id string, content binary").write.parquet(f"{stored}/images.parquet")
+    settings = spark._jsc.hadoopConfiguration()
+    names = {
+        "fs.s3a.impl": "org.apache.hadoop.fs.viewfs.ViewFileSystemOverloadScheme",
+        "fs.viewfs.overload.scheme.target.file.impl": "org.apache.hadoop.fs.LocalFileSystem",
+        "fs.viewfs.mounttable.bucket.link./night": stored.as_uri(),
+    }
+    for name, value in names.items():
+        settings.set(name, value)
+    try:
+        assert run(model, "s3://bucket/night/images.parquet", "--captions", out) == 0
+    finally:
+        for name in names:
+            settings.unset(name)
+    assert sorted(read(spark, out)) == ["a", "b"]
 
 
 def test_a_partitioned_folder_is_no_parquet_table_of_captions(
