@@ -148,17 +148,28 @@ class ImageObjects:
     def check(self) -> None:
         """Raises ValueError where the bucket cannot be listed, or has nothing there."""
         try:
-            # Who has mistyped the server's name should not wait for it.
-            access = replace(self.access, patience=START_PATIENCE_SECONDS)
-            pages = storage.list_objects(*self._place(), access)
-            first = next((page for page in pages if page), [])
+            keys = self._first_keys()
         except SystemicError as error:
             raise ValueError(f"--images {self.location}: {error}") from None
-        if not first:
+        if not keys:
             raise ValueError(f"--images {self.location}: no objects there")
-        keys = [one.key for one in first if isinstance(one, Listed)]
         if not any(map(_may_be_image, keys)) and any("_delta_log/" in key or ".parquet" in key for key in keys):
             raise ValueError(f"--images {self.location}: holds a table, which Spark reads as s3a://{self.location[5:]}")
+
+    def seem_images(self) -> bool:
+        """Whether objects can be listed there, and some are named as images are."""
+        try:
+            return any(PurePosixPath(key).suffix.lower() in EXTENSIONS for key in self._first_keys())
+        except SystemicError:
+            return False
+
+    def _first_keys(self) -> list[str]:
+        """A page of them. Raises SystemicError."""
+        # Who has mistyped the server's name should not wait for it.
+        access = replace(self.access, patience=min(START_PATIENCE_SECONDS, self.access.patience))
+        pages = storage.list_objects(*self._place(), access)
+        first = next((page for page in pages if page), [])
+        return [one.key for one in first if isinstance(one, Listed)]
 
     def read(self, spark: SparkSession) -> Images:
         """Executors list, each its part of the folders: the driver never holds the keys."""
@@ -308,6 +319,10 @@ def find_source(location: str, access: Access | None = None) -> Source:
             f"--images {location}: allowed are a local folder or glob of image files, s3://bucket/prefix, Parquet, a"
             f" catalog table, and manifests ({', '.join(MANIFESTS)})"
         )
+    if location.startswith("s3a://") and not is_table:  # as Spark calls S3, whatever is there
+        objects = ImageObjects(f"s3://{location[6:]}", access or Access())
+        if objects.seem_images():
+            return objects
     # On Hadoop's other file systems there are tables alone.
     if "://" in location or is_table or tables.is_table_name(location) or _has_parquet(location):
         return ImageTable(location)

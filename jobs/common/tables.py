@@ -278,9 +278,10 @@ def read_table(spark: SparkSession, location: str, needed: T.StructType, role: s
 
 
 def _reason(error: Exception) -> str:
-    """In one line. An executor's words are deep in the trace."""
-    found = re.search(r"\[[A-Z_.]+\] [^\n]*|(?<=Exception: )[^\n]*", str(error))
-    return (found[0] if found else str(error).splitlines()[0]).split(" SQLSTATE")[0]
+    """In one line. An executor's words are deep in the trace, those that Spark has a name for deepest."""
+    text = str(error)
+    found = re.search(r"\[[A-Z_]{2}[A-Z_.]*\] [^\n]*", text) or re.search(r"(?<=Exception: )[^\n]*", text)
+    return (found[0] if found else text.splitlines()[0]).split(" SQLSTATE")[0]
 
 
 def read_again(spark: SparkSession, location: str, columns: T.StructType) -> DataFrame:

@@ -84,6 +84,7 @@ def test_a_prefix_is_captioned(
         given = ["--images", "s3://photos/night", "--captions", out]
         assert run(s3, spark, *given, "--model", "s3://photos/models/tiny") == 0
         (tmp_path / "first").write_text(capfd.readouterr().out)
+        given[1] = "s3a://photos/night"  # as Spark calls it
         assert run(s3, spark, *given, "--model", model, "--max-attempts", 1) == 0
         assert "nothing to do" in capfd.readouterr().out
     rows = {row["image_id"]: row for row in spark.read.parquet(str(out)).collect()}

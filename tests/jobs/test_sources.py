@@ -20,7 +20,7 @@ from jobs.common.sources import (
     find_source,
     image_columns,
 )
-from jobs.common.storage import SystemicError
+from jobs.common.storage import Access, SystemicError
 
 
 def listed(source: Source) -> list[str]:
@@ -60,7 +60,8 @@ def folder(tmp_path: Path) -> Path:
     ],
 )
 def test_sources_are_told_apart(location: str, kind: type) -> None:
-    assert isinstance(find_source(location), kind)
+    nowhere = Access("http://127.0.0.1:9", patience=0)
+    assert isinstance(find_source(location, nowhere), kind)
 
 
 @pytest.mark.parametrize(

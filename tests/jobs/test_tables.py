@@ -136,7 +136,10 @@ def test_read_table_says_what_is_wrong(spark: SparkSession, tmp_path: Path) -> N
     path = str(tmp_path / "names")
     spark.createDataFrame([("a", "A dog", 3)], "image_id string, captions string, likes int").write.parquet(path)
     (tmp_path / "empty").mkdir()
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_bytes(b"no Parquet, though it is as long as the end of one")
     for location, said in (
+        (str(tmp_path / "photos"), r"CANNOT_READ_FILE_FOOTER\] .*/a\.jpg"),
         (path, r"captions must be array<string>, is string; it has image_id string, captions string, likes int$"),
         (str(tmp_path / "none"), r"\[PATH_NOT_FOUND\] Path does not exist: "),
         (str(tmp_path / "empty"), "schema"),
