@@ -25,7 +25,7 @@ from jobs.common.files import Folder
 from jobs.common.rows import CAPTIONED
 from jobs.common.session import OptionParser, add_endpoint, build_session, exit_status, say
 from jobs.common.sources import ImageObjects, Source, find_source, reaching, task_count
-from jobs.common.storage import Access, SystemicError, is_s3
+from jobs.common.storage import Access, SystemicError, hadoop_name, is_s3
 from jobs.common.udfs import import_workers
 from nic_model.model_files import ModelFiles
 
@@ -86,7 +86,7 @@ def check(options: argparse.Namespace) -> Job:
     if options.out.endswith("/") or Path(options.out).is_dir():
         raise ValueError(f"--out {options.out}: is a folder; name a file")
     if is_s3(options.out):
-        raise ValueError(f"--out {options.out}: Hadoop writes to S3, and calls this s3a://{options.out[5:]}")
+        raise ValueError(f"--out {options.out}: Hadoop writes to S3, and calls this {hadoop_name(options.out)}")
     files = ModelFiles.read(options.model) if options.model else None
     if files is not None:
         decoder = files.settings()[0].decoder

@@ -154,7 +154,8 @@ class ImageObjects:
         if not keys:
             raise ValueError(f"--images {self.location}: no objects there")
         if not any(map(_may_be_image, keys)) and any("_delta_log/" in key or ".parquet" in key for key in keys):
-            raise ValueError(f"--images {self.location}: holds a table, which Spark reads as s3a://{self.location[5:]}")
+            name = storage.hadoop_name(self.location)
+            raise ValueError(f"--images {self.location}: holds a table, which Spark reads as {name}")
 
     def seem_images(self) -> bool:
         """Whether objects can be listed there, and some are named as images are."""
@@ -221,14 +222,11 @@ class ImageTable:
         """Whether it is Parquet, of which Spark reads some files alone; of Delta, Iceberg and views it does not."""
         if tables.is_table_name(self.location):
             return tables.describe(spark, self.location).get("Provider", "").lower() == "parquet"
-        return glob.has_magic(self.location) or not Folder(spark, self._place()).exists("_delta_log")
-
-    def _place(self) -> str:
-        """As Hadoop names it."""
-        return f"s3a://{self.location[5:]}" if storage.is_s3(self.location) else self.location
+        folder = storage.hadoop_name(self.location)
+        return glob.has_magic(folder) or not Folder(spark, folder).exists("_delta_log")
 
     def _load(self, spark: SparkSession) -> DataFrame:
-        location = self._place()
+        location = storage.hadoop_name(self.location)
         suffix = _manifest_suffix(location)
         if suffix is None or tables.is_table_name(location):
             return tables.read_table(spark, location, T.StructType(), role="--images")

@@ -221,6 +221,11 @@ def is_s3(location: str) -> bool:
     return location.startswith("s3://")
 
 
+def hadoop_name(location: str) -> str:
+    """As Hadoop, and so Spark, names it: `s3a://` for `s3://`; any other as it is."""
+    return f"s3a://{location[5:]}" if is_s3(location) else location
+
+
 def _path_of(uri: str) -> str:
     """Of a `file:` uri. Raises ValueError where it is none."""
     return urllib.parse.unquote(urllib.parse.urlsplit(uri).path, errors="surrogateescape")

@@ -19,7 +19,7 @@ from typing import Any
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from jobs.common import tables
+from jobs.common import storage, tables
 from jobs.common.files import Folder
 
 FORMATS = ("parquet", "delta", "iceberg")
@@ -210,8 +210,9 @@ class TransactionTarget(Target):
 
 def check_target(location: str, form: str) -> None:
     """Raises ValueError, before Spark runs, for a table that cannot be written."""
-    if location.startswith("s3://"):
-        raise ValueError(f"--captions {location}: Hadoop writes tables on S3, and calls this s3a://{location[5:]}")
+    if storage.is_s3(location):
+        name = storage.hadoop_name(location)
+        raise ValueError(f"--captions {location}: Hadoop writes tables on S3, and calls this {name}")
     if form == "iceberg" and not tables.is_table_name(location):
         raise ValueError(f"--captions {location}: an Iceberg table is named by its catalog: catalog.database.table")
     tables.check_writable(location, "--captions")

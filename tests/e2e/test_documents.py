@@ -78,8 +78,8 @@ def bucket(s3: Seaweed) -> Iterator[None]:
 
 def real(words: list[str], data: Path) -> list[str]:
     """The words, with what they stand for in place of the documents' names."""
-    names = {"/data/refs": f"{data}/refs.parquet", "models/mine": f"{data}/mine", "models/attention": f"{data}/mine"}
-    names["models/attentive"] = f"{data}/other"
+    names = {"/data/refs": f"{data}/refs.parquet", "models/mine": f"{data}/mine", "models/attention": f"{data}/mine",
+             "models/attentive": f"{data}/other"}  # fmt: skip
     return [names.get(word) or re.sub(r"^/data/", f"{data}/", word) for word in words]
 
 

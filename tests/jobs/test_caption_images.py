@@ -120,11 +120,14 @@ def test_a_source_without_images_gives_an_empty_table(spark: SparkSession, model
     top = folder.parent
     spark.createDataFrame([("a.png", ["a dog"])], tables.REFERENCES).write.parquet(f"{top}/refs")
     spark.createDataFrame([], "image_id string, content binary").write.parquet(f"{top}/none.parquet")
-    first = (top / "none.parquet", ("--references", top / "refs"), 0)
-    overwritten = (top / "none.parquet", ("--mode", "overwrite"), 0)
-    for form, runs in (("parquet", (first, (folder, (), 3), overwritten)), ("delta", (first, overwritten))):
-        for images, options, count in runs:
-            assert run(model, images, "--captions", f"{top}/out/{form}", "--format", form, *options) == 0
+    for form in ("parquet", "delta"):
+        given = ("--captions", f"{top}/out/{form}", "--format", form)
+        for images, options, count in (
+            (top / "none.parquet", ("--references", top / "refs"), 0),
+            (folder, (), 3),
+            (top / "none.parquet", ("--mode", "overwrite"), 0),
+        ):
+            assert run(model, images, *given, *options) == 0
             assert spark.read.format(form).load(f"{top}/out/{form}").count() == count
 
 
